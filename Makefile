@@ -1,0 +1,38 @@
+# The two commands of the README, on a machine with nothing but Python 3.11+ and make, and a few
+# more for developers. Each makes its own virtual environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint type integration benchmarks clean
+
+demo: $(VENV)/ready-run
+	$(BIN)/python -m vzdump_qemu.cli.demo
+
+test: $(VENV)/ready-test
+	$(BIN)/python -m pytest -n 2 tests
+
+lint: $(VENV)/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+type: $(VENV)/ready-test
+	$(BIN)/mypy
+
+benchmarks: $(VENV)/ready-test
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready-run: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/ready-test: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/ready-run
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .tox

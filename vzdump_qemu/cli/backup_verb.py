@@ -1,0 +1,110 @@
+"""The verb ``backup``, the default one: vzdump's own command line, on any node.
+
+Owns what the process does before and after a job: options, the choice of screens, signals, the
+exit code. The job itself is the engine's. Source: host behaviour, sections 1.1, 1.2 and 1.13.
+"""
+
+from __future__ import annotations
+
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from vzdump_qemu.cli.vzdump_arguments import OPTIONS, parse_vmids, rewrite_arguments
+
+EXIT_OK = 0
+EXIT_FAILED = 255
+"""What vzdump ends with if anything failed; 0 covers warnings."""
+
+
+class BackupCommand(click.Command):
+    """Reads vzdump's way of writing options, and shows them under headings."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words, order = rewrite_arguments(args)
+        ctx.meta["order"] = order
+        return super().parse_args(ctx, words)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from vzdump_qemu.cli.main import write_option_sections
+
+        write_option_sections(formatter)
+
+
+def _make_command() -> BackupCommand:
+    parameters: list[click.Parameter] = [click.Argument(["vmids"], nargs=-1, metavar="[VMID]...")]
+    parameters += [
+        click.Option(
+            [f"--{spec.name}"],
+            type=spec.type,
+            metavar=spec.metavar,
+            help=spec.help,
+            multiple=spec.is_list,
+        )
+        for spec in OPTIONS
+    ]
+    return BackupCommand(
+        "backup",
+        params=parameters,
+        callback=_back_up,
+        help="Back up VMs. Options may be written -OPT or --OPT; a bare BOOL means 1.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A parsed command line.
+
+    Attributes:
+        given: options by name, in the order they were given.
+        named_vmids: those of the command line; empty with `all_vms`.
+    """
+
+    root: str
+    given: Mapping[str, Any]
+    named_vmids: tuple[int, ...]
+    all_vms: bool
+    excluded_vmids: tuple[int, ...]
+
+
+def _back_up(vmids: tuple[str, ...], **values: Any) -> int:
+    request = _read_request(vmids, values, click.get_current_context().meta["order"])
+    import asyncio
+
+    from vzdump_qemu.cli.job import run_job
+
+    return EXIT_OK if asyncio.run(run_job(request)) else EXIT_FAILED
+
+
+def _read_request(
+    vmids: tuple[str, ...], values: Mapping[str, Any], order: tuple[str, ...]
+) -> Request:
+    given = {name: values[name.replace("-", "_")] for name in order}
+    excluded = parse_vmids(given.get("exclude", ()))
+    if excluded:
+        given["exclude"] = ",".join(str(vmid) for vmid in excluded)
+    all_vms = bool(given.get("all")) or bool(excluded)
+    named = parse_vmids(vmids)
+    if vmids and all_vms:
+        option = "all" if given.get("all") else "exclude"
+        raise click.UsageError(f"{option}: option conflicts with option 'vmid'")
+    if not vmids and not all_vms:
+        raise click.UsageError("vmid: property is missing")
+    if given.get("stdout") and not all_vms and len(named) != 1:
+        raise click.UsageError("you can only backup a single VM with option --stdout")
+    return Request(
+        root=given.get("root") or "/",
+        given=given,
+        named_vmids=named,
+        all_vms=all_vms,
+        excluded_vmids=excluded,
+    )
+
+
+
+
+backup_command = _make_command()

@@ -1,0 +1,188 @@
+"""Command line, vzdump.conf and defaults joined into the options of one job.
+
+Owns precedence and the conflicts between options; reading the file is left to its caller, its
+grammar to `formats`. Source: host behaviour, sections 1.1, 1.3, 1.6 and 2.2.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from vzdump_qemu.cli.vzdump_arguments import NOT_YET, find_option
+from vzdump_qemu.errors import ConfigError
+from vzdump_qemu.events import BackupMode
+from vzdump_qemu.formats.property_string import parse_property_string
+from vzdump_qemu.formats.vzdump_conf import parse_vzdump_conf
+from vzdump_qemu.plan.compression import choose_compressor
+from vzdump_qemu.plan.options import (
+    BackupOptions,
+    DataPathChoice,
+    FleecingOptions,
+    TargetOptions,
+)
+from vzdump_qemu.units import KIB
+
+CONF_PATH = "/etc/vzdump.conf"
+LOG_DIRECTORY = "/var/log/vzdump"
+_SECONDS_PER_MINUTE = 60
+_MAX_WORKERS_MAX = 256
+_MAX_WORKERS_DEFAULT = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOptions:
+    """What vzdump.conf says, by option name, and what is wrong with it."""
+
+    values: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+def read_file_options(text: str) -> FileOptions:
+    """Read vzdump.conf; a value that cannot be used costs a warning and is ignored."""
+    parsed = parse_vzdump_conf(text)
+    warnings = list(parsed.warnings)
+    values: dict[str, Any] = {}
+    for name, words in parsed.values.items():
+        if name in NOT_YET:
+            warnings.append(f"ignoring '{name}' of '{CONF_PATH}' - not supported by this version")
+            continue
+        spec = find_option(name)
+        if spec is None or spec.own:
+            continue
+        value = words[-1]
+        try:
+            values[name] = spec.type.convert(value, None, None)
+            _check_property(name, value)
+        except (click.UsageError, ConfigError) as error:
+            values.pop(name, None)
+            text = error.message if isinstance(error, click.UsageError) else str(error)
+            warnings.append(f"parse error in '{CONF_PATH}' - '{name}': {text}")
+    if "storage" in values and "dumpdir" in values:
+        del values["dumpdir"]
+        warnings.append(
+            f"both 'storage' and 'dumpdir' defined in '{CONF_PATH}' - ignoring 'dumpdir'"
+        )
+    return FileOptions(values=values, warnings=tuple(warnings))
+
+
+def _check_property(name: str, value: str) -> None:
+    if name == "fleecing":
+        _parse_fleecing(value)
+    if name == "performance":
+        _parse_performance(value)
+
+
+def merge_options(given: Mapping[str, Any], of_file: Mapping[str, Any]) -> dict[str, Any]:
+    """Join both by option name; the command line wins, `storage` and `dumpdir` go together."""
+    merged = {name: value for name, value in of_file.items() if name not in ("all", "exclude")}
+    if "storage" in given or "dumpdir" in given:
+        merged.pop("storage", None)
+        merged.pop("dumpdir", None)
+    if "performance" in given and "performance" in merged:
+        # Merged by sub-property: the last of equal keys wins.
+        merged["performance"] = f"{merged['performance']},{given['performance']}"
+        given = {name: value for name, value in given.items() if name != "performance"}
+    return {**merged, **given}
+
+
+def make_backup_options(
+    merged: Mapping[str, Any], *, root: str, command_line: str, cpu_count: int
+) -> BackupOptions:
+    """Turn joined options into those of the engine.
+
+    Args:
+        root: prefix of the node, ``/`` for this host.
+        cpu_count: what thread counts are derived from.
+    Raises:
+        ConfigError: options that contradict each other.
+    """
+    compressor = choose_compressor(
+        merged.get("compress", "0"),
+        pigz=merged.get("pigz", 0),
+        zstd=merged.get("zstd", 1),
+        cpu_count=cpu_count,
+    )
+    return BackupOptions(
+        target=_make_target(merged),
+        mode=BackupMode(merged.get("mode", "snapshot")),
+        compressor=compressor.argv,
+        archive_extension=compressor.extension,
+        rate_limit_bytes_per_s=merged.get("bwlimit", 0) * KIB,
+        stop_wait_s=float(merged.get("stopwait", 10) * _SECONDS_PER_MINUTE),
+        lock_wait_s=float(merged.get("lockwait", 180) * _SECONDS_PER_MINUTE),
+        max_workers=_parse_performance(merged.get("performance", "")),
+        io_priority=merged.get("ionice", 7),
+        fleecing=_parse_fleecing(merged.get("fleecing", "")),
+        data_path=DataPathChoice(merged.get("data-path", "auto")),
+        command_line=command_line,
+        log_directory=f"{root.rstrip('/')}{LOG_DIRECTORY}",
+    )
+
+
+def _make_target(merged: Mapping[str, Any]) -> TargetOptions:
+    storage_id, directory = merged.get("storage", ""), merged.get("dumpdir", "")
+    to_stdout = bool(merged.get("stdout"))
+    for name, is_given in (("stdout", to_stdout), ("dumpdir", bool(directory))):
+        if storage_id and is_given:
+            raise ConfigError(
+                f"cannot use options 'storage' and '{name}' at the same time",
+                hint=f"a 'storage' in {CONF_PATH} counts as well",
+            )
+    if not (storage_id or directory or to_stdout):
+        storage_id = "local"
+    return TargetOptions(
+        storage_id=storage_id,
+        dump_directory=_strip_slashes(directory),
+        to_stdout=to_stdout,
+        temp_directory=_strip_slashes(merged.get("tmpdir", "")),
+    )
+
+
+def _strip_slashes(path: str) -> str:
+    return path.rstrip("/") or path[:1]
+
+
+def _parse_fleecing(text: str) -> FleecingOptions:
+    if not text:
+        return FleecingOptions()
+    values = _parse_properties(text, default_key="enabled", keys=("enabled", "storage"))
+    enabled = parse_boolean(values.get("enabled", "0"))
+    storage_id = values.get("storage", "")
+    if enabled and not storage_id:
+        raise ConfigError(
+            "fleecing: 'storage' parameter is required when 'enabled' is set",
+            hint="--fleecing enabled=1,storage=ID",
+        )
+    return FleecingOptions(enabled=enabled, storage_id=storage_id)
+
+
+def _parse_performance(text: str) -> int:
+    if not text:
+        return _MAX_WORKERS_DEFAULT
+    values = _parse_properties(text, default_key="", keys=("max-workers", "pbs-entries-max"))
+    word = values.get("max-workers", str(_MAX_WORKERS_DEFAULT))
+    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= _MAX_WORKERS_MAX):
+        raise ConfigError(f"performance: max-workers must be 1 to {_MAX_WORKERS_MAX}: '{word}'")
+    return int(word)
+
+
+def rebuild_command_line(vmids: Sequence[int], given: Mapping[str, Any]) -> str:
+    """The command line as the log names it: ``vzdump 100 --mode stop``.
+
+    Args:
+        vmids: as named on the command line.
+        given: options of the command line by name, in their order.
+    """
+    words = ["vzdump", *(str(vmid) for vmid in vmids)]
+    for name, value in given.items():
+        spec = find_option(name)
+        if spec is None or spec.own or name == "stdout":
+            continue
+        text = str(int(value)) if spec.is_boolean else str(value)
+        words += [f"--{name}", shlex.quote(text)]
+    return " ".join(words)

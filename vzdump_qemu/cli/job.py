@@ -1,0 +1,157 @@
+"""One job as a process runs it: options, screens, signals, engine, verdict.
+
+Owns the order of these. Imported when a backup is really made, because it pulls in the engine
+and the adapters. Source: host behaviour, sections 1.1 to 1.3 and 1.13.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any, TextIO
+
+import click
+
+from vzdump_qemu import events
+from vzdump_qemu.cli.assembly import join_ports
+from vzdump_qemu.cli.backup_verb import Request
+from vzdump_qemu.cli.console import Console, JsonScreen, LineScreen, Screen
+from vzdump_qemu.cli.effective import (
+    CONF_PATH,
+    FileOptions,
+    make_backup_options,
+    merge_options,
+    read_file_options,
+    rebuild_command_line,
+)
+from vzdump_qemu.cli.log_line import LineRenderer
+from vzdump_qemu.cli.render_2020 import LogRenderer2020
+from vzdump_qemu.cli.render_vzdump import LogRenderer
+from vzdump_qemu.cli.run_log import RunLog
+from vzdump_qemu.cli.signals import cancelled_by_signals
+from vzdump_qemu.engine.batch import back_up_all
+from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, ConfigError
+from vzdump_qemu.node import open_node
+from vzdump_qemu.plan.options import BackupOptions
+from vzdump_qemu.ports import Node
+from vzdump_qemu.stores.system import SystemClock, cpu_count
+
+
+async def run_job(request: Request) -> bool:
+    """Run one job; return whether every VM was backed up. What happened was told."""
+    with cancelled_by_signals() as interruption:
+        clock = SystemClock()
+        of_file = _read_conf(request.root)
+        merged = merge_options(request.given, of_file.values)
+        to_stdout = bool(merged.get("stdout"))
+        stdout_fd = _set_stdout_aside() if to_stdout else None
+        style = LogRenderer2020 if merged.get("log-style") == "2020" else LogRenderer
+        renderer: LineRenderer = style(clock.local_time)
+        console = Console(
+            renderer=renderer,
+            screens=_choose_screens(merged, clock),
+            run_log=RunLog(clock.local_time),
+            wall_s=clock.wall_s,
+            on_broken_output=interruption.request,
+        )
+        failure = "internal error"
+        try:
+            for text in of_file.warnings:
+                console.emit(events.Warned(text=text))
+            ok = await _run(request, merged, console, stdout_fd)
+            failure = ""
+        except asyncio.CancelledError:
+            # All was undone by now, and nobody above waits for this task to be cancelled.
+            ok, failure = False, INTERRUPTED_TEXT
+        finally:
+            console.close(otherwise=failure)
+            _show_hints(console, merged)
+        return ok
+
+
+async def _run(
+    request: Request, merged: dict[str, Any], console: Console, stdout_fd: int | None
+) -> bool:
+    try:
+        node = open_node(request.root)
+        vmids = await _select_vmids(node, request)
+        options = _make_options(request, merged, vmids)
+    except BackupError as error:
+        console.emit(events.JobEnded(failed_vmids=(), error=str(error)))
+        console.add_hint(error.hint)
+        return False
+    ports = join_ports(node, emit=console.emit, stdout_fd=stdout_fd)
+    result = await back_up_all(ports, options, vmids)
+    if result.error is not None:
+        console.add_hint(result.error.hint)
+    return result.ok
+
+
+def _make_options(
+    request: Request, merged: dict[str, Any], vmids: tuple[int, ...]
+) -> BackupOptions:
+    if merged.get("stdout") and len(vmids) != 1:
+        raise ConfigError("you can only backup a single VM with option --stdout")
+    options = make_backup_options(
+        merged,
+        root=request.root,
+        command_line=rebuild_command_line(request.named_vmids, request.given),
+        cpu_count=cpu_count(),
+    )
+    temp_directory = options.target.temp_directory
+    if temp_directory and not os.path.isdir(temp_directory):
+        raise ConfigError(f"tmpdir '{temp_directory}' does not exist")
+    return options
+
+
+async def _select_vmids(node: Node, request: Request) -> tuple[int, ...]:
+    if not request.all_vms:
+        return request.named_vmids
+    return tuple(
+        vmid for vmid in await node.list_vmids() if vmid not in request.excluded_vmids
+    )
+
+
+def _read_conf(root: str) -> FileOptions:
+    path = f"{root.rstrip('/')}{CONF_PATH}"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return read_file_options(file.read())
+    except FileNotFoundError:
+        return FileOptions(values={}, warnings=())
+    except OSError as error:
+        text = f"unable to read '{path}' - {error.strerror or error}"
+        return FileOptions(values={}, warnings=(text,))
+
+
+def _set_stdout_aside() -> int:
+    """Keep standard output for the archive alone; what else is printed goes to stderr."""
+    if os.isatty(1):
+        raise click.UsageError("refusing to write an archive to a terminal: redirect --stdout")
+    kept_fd = os.dup(1)
+    os.dup2(2, 1)
+    return kept_fd
+
+
+def _choose_screens(merged: dict[str, Any], clock: SystemClock) -> tuple[Screen, ...]:
+    if merged.get("quiet"):
+        return ()
+    log: TextIO = sys.stderr
+    match merged.get("output", "auto"):
+        case "json":
+            # With --stdout this is stderr: the descriptor was exchanged before.
+            return (JsonScreen(sys.stdout, clock.wall_s),)
+        case "auto" if log.isatty():
+            from vzdump_qemu.cli.render_live import LiveScreen
+
+            return (LiveScreen(log),)
+    return (LineScreen(log),)
+
+
+def _show_hints(console: Console, merged: dict[str, Any]) -> None:
+    # For a person only: in a log the verdict is the last line.
+    if merged.get("quiet") or not sys.stderr.isatty():
+        return
+    for hint in console.hints:
+        click.echo(f"hint: {hint}", err=True)

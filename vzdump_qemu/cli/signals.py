@@ -1,0 +1,45 @@
+"""Signals that ask a job to stop: the first cancels it in order, later ones change nothing.
+
+Owns the handlers while a job runs. SIGPIPE stays ignored, or a QEMU that dies while we write to
+its socket would end the whole job; a reader of our own output that goes away reaches
+`Interruption.request` by `Console` instead. Source: host behaviour, section 1.13.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+
+
+class Interruption:
+    """Cancels one task, once."""
+
+    def __init__(self, task: asyncio.Task[object]) -> None:
+        self._task = task
+        self._requested = False
+
+    def request(self) -> None:
+        """Cancel the task; while it undoes what it did, further requests are ignored."""
+        if not self._requested:
+            self._requested = True
+            self._task.cancel()
+
+
+@contextmanager
+def cancelled_by_signals() -> Iterator[Interruption]:
+    """Let the stop signals cancel the current task, until the block ends."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    interruption = Interruption(task)
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, interruption.request)
+    try:
+        yield interruption
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,245 @@
+"""The archive step of a run: from the stored configuration to a proved archive with its name.
+
+Owns the order freeze, start, thaw, continue, watch, prove, publish, and what is undone before
+the archive gets its name. Source: host behaviour, sections 1.9, 1.10 and 7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from vzdump_qemu import events
+from vzdump_qemu.engine.attachments import Attachments, RunDisk
+from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.external_vma import ExternalVmaPath
+from vzdump_qemu.engine.freeze import FreezeWindow
+from vzdump_qemu.engine.native_vma import NativeJob, NativeVmaPath
+from vzdump_qemu.engine.power import CONNECT_TIMEOUT_S, PowerFound, PowerState
+from vzdump_qemu.engine.undo import UndoStack
+from vzdump_qemu.engine.watch import JobWatch
+from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, ConfigError, PowerError, QmpCommandError, QmpError
+from vzdump_qemu.events import BackupMode, Consistency, FreezeSkip
+from vzdump_qemu.formats.vm_config import VmConfig
+from vzdump_qemu.formats.vma import ConfigBlob
+from vzdump_qemu.plan.assemble import MapEntry, assemble_config
+from vzdump_qemu.plan.names import RunNames
+from vzdump_qemu.plan.options import BackupOptions, DataPathChoice
+from vzdump_qemu.ports import ArchiveTarget, Machine, VmaIntake, VmaProof
+
+CONFIG_NAME = "qemu-server.conf"
+FIREWALL_NAME = "qemu-server.fw"
+SUPPORT_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True, kw_only=True)
+class ArchiveStep:
+    """One run's archive; `execute` after `make_temp_directory` and `assemble`."""
+
+    ports: EnginePorts
+    options: BackupOptions
+    machine: Machine
+    names: RunNames
+    undo: UndoStack
+    config: VmConfig
+    disks: tuple[RunDisk, ...]
+    mode: BackupMode
+    found: PowerFound
+    power: PowerState
+    attachments: Attachments
+    consistency: Consistency = Consistency.STOPPED
+    freeze_window_s: float | None = None
+    _configs: tuple[ConfigBlob, ...] = ()
+
+    async def make_temp_directory(self) -> None:
+        """A directory of this run alone: a stray job never reads another VM's files."""
+        path = self.names.temp_directory
+        self.undo.push("remove the temporary directory", lambda: self.ports.store.remove_tree(path))
+        await self.ports.store.create_directory(path)
+
+    async def assemble(self, raw: bytes) -> None:
+        """Write the configuration and the firewall rules as they will be stored."""
+        entries = [
+            MapEntry(
+                key=disk.key,
+                device_id=disk.device_id,
+                storage_id=disk.facts.storage_id,
+                format=disk.facts.format,
+            )
+            for disk in self.disks
+        ]
+        assembled = assemble_config(raw, entries)
+        for volid in assembled.unused_volids:
+            self.ports.emit(events.UnusedDiskSkipped(volid=volid))
+        for kind in assembled.skipped_kinds:
+            self.ports.emit(events.ConfigSectionSkipped(kind=kind))
+        configs = [ConfigBlob(name=CONFIG_NAME, data=assembled.data)]
+        firewall = await self.ports.node.read_firewall(self.machine.vmid)
+        if firewall is not None:
+            configs.append(ConfigBlob(name=FIREWALL_NAME, data=firewall))
+        for config in configs:
+            await self.ports.store.write_file(self._path_of(config), config.data)
+        self._configs = tuple(configs)
+
+    def _path_of(self, config: ConfigBlob) -> str:
+        return f"{self.names.temp_directory}/{config.name}"
+
+    async def execute(self) -> int:
+        """Make, prove and publish the archive; return its size in bytes."""
+        is_external = self.config.template and self.options.data_path is DataPathChoice.EXTERNAL
+        if not self.disks or is_external:
+            proof, intake = await self._run_external()
+        else:
+            await self.power.ensure_qemu(self.undo)
+            await self._hold_alive()
+            proof, intake = await self._run_job()
+            await self.power.restore()
+        self.ports.emit(
+            events.ArchiveProved(
+                stream_bytes=proof.stream_bytes,
+                vma_cluster_count=proof.vma_cluster_count,
+                stored_bytes=proof.stored_bytes,
+            )
+        )
+        return await intake.publish()
+
+    async def _hold_alive(self) -> None:
+        """From here on a guest that powers off does not take QEMU, and our job, with it."""
+        handle = AsyncExitStack()
+        self.undo.push("let go of the event daemon", handle.aclose)
+        try:
+            await handle.enter_async_context(self.machine.keep_alive())
+        except PowerError as error:
+            self.ports.emit(events.Warned(text=str(error)))
+
+    def _target(self) -> ArchiveTarget:
+        return ArchiveTarget(
+            final_path=self.names.final_path,
+            temp_path=self.names.temp_path,
+            compressor=self.options.compressor,
+        )
+
+    async def _run_external(self) -> tuple[VmaProof, VmaIntake]:
+        if self.disks:
+            self.ports.emit(events.TemplateStarted())
+        else:
+            self.ports.emit(events.NoDisksFound())
+            self.ports.emit(events.DisklessStarted())
+        path = ExternalVmaPath(self.ports, self._target())
+        config_paths = [self._path_of(config) for config in self._configs]
+        proof = await path.run(config_paths, self._configs, self.disks, self.undo)
+        return proof, path.intake
+
+    async def _run_job(self) -> tuple[VmaProof, VmaIntake]:
+        features = await self._query_features()
+        await self._attach(features)
+        job = NativeJob(
+            device_ids=tuple(disk.device_id for disk in self.disks),
+            config_path=self._path_of(self._configs[0]),
+            firewall_path=self._path_of(self._configs[1]) if len(self._configs) > 1 else "",
+            rate_limit_bytes_per_s=self.options.rate_limit_bytes_per_s,
+            max_workers=self._supported_max_workers(features),
+            fleecing=self._uses_fleecing(features),
+        )
+        path = NativeVmaPath(self.ports, self.machine, job, self._target())
+        try:
+            await path.prepare(self.undo)
+            uuid = await self._fix_point_in_time(path)
+            self.ports.emit(events.JobAccepted(uuid=uuid))
+            await self.power.continue_after_start()
+            await JobWatch(self.ports, self.machine, path).until_done()
+            return await path.finish(), path.intake
+        except BackupError as error:
+            self.ports.emit(events.JobAborting(text=str(error)))
+            raise
+        except asyncio.CancelledError:
+            self.ports.emit(events.JobAborting(text=INTERRUPTED_TEXT))
+            raise
+
+    async def _fix_point_in_time(self, path: NativeVmaPath) -> str:
+        window = FreezeWindow(self.ports, self.machine)
+        uuid = await self._start(window, path)
+        self.freeze_window_s = window.freeze_window_s
+        if self.mode is not BackupMode.STOP:
+            self.consistency = window.consistency
+        await path.started()
+        return uuid
+
+    async def _start(self, window: FreezeWindow, path: NativeVmaPath) -> str:
+        found = self.found
+        if self.mode is BackupMode.STOP or not found.was_running or found.was_paused:
+            return await window.start_unfrozen(path)
+        if not (self.config.agent.enabled and self.config.agent.freeze_fs):
+            self.ports.emit(events.FreezeSkipped(reason=FreezeSkip.DISABLED))
+            return await window.start_unfrozen(path)
+        if self.mode is BackupMode.SUSPEND:
+            # A guest whose vCPUs stand still cannot answer, and what is sent to it now would
+            # be carried out when it runs on.
+            self.ports.emit(events.FreezeSkipped(reason=FreezeSkip.NOT_RUNNING))
+            return await window.start_unfrozen(path)
+        return await window.start_frozen(path, self.undo)
+
+    async def _query_features(self) -> dict[str, object] | None:
+        """The Proxmox feature list; None (and a warning) if it could not be had."""
+        try:
+            async with self.machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
+                reply = await qmp.execute("query-proxmox-support", timeout_s=SUPPORT_TIMEOUT_S)
+        except QmpCommandError as error:
+            if error.error_class == "CommandNotFound":
+                await self._refuse_stock_qemu(error)
+            self._warn_no_features(error)
+            return None
+        except QmpError as error:
+            self._warn_no_features(error)
+            return None
+        return dict(reply)
+
+    async def _refuse_stock_qemu(self, cause: QmpCommandError) -> None:
+        """Very old patched builds have no feature list but do have the command itself."""
+        async with self.machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
+            commands = await qmp.execute("query-commands", timeout_s=SUPPORT_TIMEOUT_S)
+        if not any(command.get("name") == "backup" for command in commands):
+            raise ConfigError(
+                f"the QEMU of VM {self.machine.vmid} has no 'backup' command",
+                hint="this data path needs Proxmox's patched QEMU",
+            ) from cause
+
+    def _warn_no_features(self, error: BackupError) -> None:
+        text = f"QMP command query-proxmox-support failed - {error}"
+        self.ports.emit(events.Warned(text=text))
+
+    def _supported_max_workers(self, features: dict[str, object] | None) -> int | None:
+        if self.options.max_workers is None:
+            return None
+        if features is None:
+            text = "ignoring setting(s): max-workers - issue checking if supported"
+        elif features.get("backup-max-workers") is True:
+            return self.options.max_workers
+        else:
+            text = "ignoring 'max-workers' setting - not supported by running QEMU"
+        self.ports.emit(events.Warned(text=text))
+        return None
+
+    def _uses_fleecing(self, features: dict[str, object] | None) -> bool:
+        return (
+            self.options.fleecing.enabled
+            and not self.config.template
+            and features is not None
+            and features.get("backup-fleecing") is True
+        )
+
+    async def _attach(self, features: dict[str, object] | None) -> None:
+        for disk in self.disks:
+            if disk.key == "tpmstate0":
+                await self.attachments.attach_tpm(disk, self.undo)
+        left_over = self.config.fleecing_images
+        if left_over:
+            await self.attachments.remove_left_over_fleecing(left_over)
+        if self._uses_fleecing(features):
+            await self.attachments.attach_fleecing(
+                self.disks, self.options.fleecing.storage_id, self.undo
+            )
+        elif self.options.fleecing.enabled and not self.config.template:
+            text = "running QEMU version does not support backup fleecing - continuing without"
+            self.ports.emit(events.Warned(text=text))

@@ -1,0 +1,68 @@
+"""A job: runs in numeric order under the node's global lock, with a summary around them.
+
+Owns what happens between VMs; a failing VM does not stop the others, a cancelled job does.
+Source: host behaviour, sections 1.3, 1.4 and 1.6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from vzdump_qemu import events
+from vzdump_qemu.engine.context import BatchResult, EnginePorts, RunResult
+from vzdump_qemu.engine.run import back_up_vm
+from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, StorageError, VmLocked
+from vzdump_qemu.plan.options import BackupOptions
+
+
+async def back_up_all(
+    ports: EnginePorts, options: BackupOptions, vmids: Sequence[int]
+) -> BatchResult:
+    """Back up these VMs, ascending; errors of single VMs are in the result.
+
+    Raises:
+        asyncio.CancelledError: the job was cancelled; everything was undone and told first.
+    """
+    results: list[RunResult] = []
+    try:
+        dump_directory = await _dump_directory(ports, options)
+        async with ports.node.hold_global_lock(timeout_s=options.lock_wait_s):
+            ports.emit(events.JobStarted(command_line=options.command_line))
+            for vmid in sorted(vmids):
+                result = await back_up_vm(ports, options, vmid, dump_directory=dump_directory)
+                results.append(result)
+    except (StorageError, VmLocked) as error:
+        ports.emit(events.JobEnded(failed_vmids=(), error=str(error)))
+        return BatchResult(runs=tuple(results), error=error)
+    except asyncio.CancelledError:
+        ports.emit(events.JobEnded(failed_vmids=_failed(results), error=INTERRUPTED_TEXT))
+        raise
+    ports.emit(events.JobEnded(failed_vmids=_failed(results), error=""))
+    return BatchResult(runs=tuple(results))
+
+
+def _failed(results: Sequence[RunResult]) -> tuple[int, ...]:
+    return tuple(result.vmid for result in results if result.error is not None)
+
+
+async def _dump_directory(ports: EnginePorts, options: BackupOptions) -> str:
+    """Where archives go, shown to be usable before any guest is touched; "" for stdout."""
+    target = options.target
+    if target.to_stdout:
+        return ""
+    if target.dump_directory:
+        directory = target.dump_directory.rstrip("/") or "/"
+        if not await ports.store.exists(directory):
+            raise StorageError(
+                f"dumpdir '{directory}' does not exist",
+                hint="create it, or name a storage with --storage",
+            )
+        return directory
+    storage_id = target.storage_id or "local"
+    try:
+        return await ports.node.storages.backup_directory(storage_id)
+    except BackupError as error:
+        raise StorageError(
+            f"could not activate storage '{storage_id}': {error}", hint=error.hint
+        ) from error

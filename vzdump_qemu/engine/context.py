@@ -1,0 +1,105 @@
+"""What the engine is handed, and what it hands back.
+
+Owns the bundle of ports of a job, the result values, and the Protocol of a data path; every
+other engine module takes these as arguments. See architecture, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vzdump_qemu.engine.undo import UndoStack
+from vzdump_qemu.errors import BackupError
+from vzdump_qemu.events import Consistency, Emit
+from vzdump_qemu.ports import (
+    ArchiveStore,
+    Clock,
+    CommandRunner,
+    Ids,
+    JobProgress,
+    Node,
+    VmaIntake,
+    VmaProof,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePorts:
+    """Everything outside the engine that it may touch, for one job."""
+
+    node: Node
+    store: ArchiveStore
+    commands: CommandRunner
+    clock: Clock
+    ids: Ids
+    emit: Emit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How one VM's run ended.
+
+    Attributes:
+        error: the first cause, or None for a run that ended well.
+        archive_path: final name of the archive; empty on failure and for standard output.
+        consistency: what the data stands for; None if no point in time was reached.
+        freeze_window_s: from sending freeze to the thaw reply; None if nothing was frozen.
+        warnings: texts the operator should see even though the run ended well.
+    """
+
+    vmid: int
+    vm_name: str = ""
+    error: BackupError | None = None
+    archive_path: str = ""
+    size_bytes: int = 0
+    duration_s: float = 0.0
+    consistency: Consistency | None = None
+    freeze_window_s: float | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResult:
+    """How a job ended: one result per VM, in the order they were run."""
+
+    runs: tuple[RunResult, ...]
+    error: BackupError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Every VM was backed up and nothing stopped the job."""
+        return self.error is None and all(run.error is None for run in self.runs)
+
+
+class DataPath(Protocol):
+    """How the bytes travel for one run."""
+
+    async def prepare(self, undo: UndoStack) -> None:
+        """Everything that can be done before the freeze: open the target, connect, attach."""
+        ...
+
+    async def start(self) -> str:
+        """Fix the point in time and return the job's uuid; inside the freeze window."""
+        ...
+
+    async def progress(self) -> JobProgress:
+        """One look at the job. Raises JobError if it is not ours any more."""
+        ...
+
+    async def finish(self) -> VmaProof:
+        """Wait for the target's side as well; what it returns was shown to be whole."""
+        ...
+
+    def failure(self) -> BackupError | None:
+        """The first thing that went wrong on the target's side, without waiting."""
+        ...
+
+    @property
+    def intake(self) -> VmaIntake: ...
+
+
+def devlist_text(device_ids: Sequence[str]) -> str:
+    """Device ids as QMP takes them: joined by commas, in the order given."""
+    return ",".join(device_ids)

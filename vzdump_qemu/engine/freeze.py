@@ -1,0 +1,208 @@
+"""The freeze window: freeze, the command that fixes the point in time, thaw. Nothing else.
+
+Owns whether a guest is frozen, the waiting for slow guests, and that a thaw follows every freeze
+that was sent, whatever its answer. Source: host behaviour, section 6.6; failure modes 15-25, 89.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+from vzdump_qemu import events
+from vzdump_qemu.engine.context import DataPath, EnginePorts
+from vzdump_qemu.engine.undo import UndoStack
+from vzdump_qemu.errors import AgentCommandError, GuestError
+from vzdump_qemu.events import Consistency, FreezeSkip
+from vzdump_qemu.ports import Agent, Machine
+from vzdump_qemu.units import NS_PER_S
+
+PING_TIMEOUT_S = 3.0
+STATUS_TIMEOUT_S = 5.0
+FREEZE_TIMEOUT_S = 600.0
+# A guest may need an hour to flush; its status is asked five times, ten minutes each.
+STATUS_AFTER_FREEZE_TIMEOUT_S = 600.0
+STATUS_AFTER_FREEZE_COUNT = 5
+# Windows guests were seen to take 54 s for a thaw.
+THAW_TIMEOUT_S = 180.0
+THAW_ATTEMPT_COUNT_MAX = 5
+THAW_PAUSE_S = 1.0
+# All attempts with their pauses; the undo stack must not cut them short.
+THAW_DEADLINE_S = THAW_ATTEMPT_COUNT_MAX * (2 * THAW_TIMEOUT_S + THAW_PAUSE_S)
+
+_T = TypeVar("_T")
+
+
+class FreezeWindow:
+    """Freezes, starts, thaws; afterwards tells what was reached.
+
+    Attributes:
+        consistency: FROZEN only after the agent said so.
+        freeze_window_s: from sending freeze to the thaw reply; None if nothing was sent.
+    """
+
+    def __init__(self, ports: EnginePorts, machine: Machine) -> None:
+        self._ports = ports
+        self._machine = machine
+        self._connection = AsyncExitStack()
+        self._agent: Agent | None = None
+        self._sent_ns = 0
+        self._waited_ns = 0
+        self.consistency = Consistency.CRASH
+        self.freeze_window_s: float | None = None
+
+    async def start_unfrozen(self, data_path: DataPath) -> str:
+        """Fix the point in time without asking the guest; return the job's uuid."""
+        self._ports.emit(events.JobStartIssued())
+        return await data_path.start()
+
+    async def start_frozen(self, data_path: DataPath, undo: UndoStack) -> str:
+        """Fix the point in time while the guest's file systems are frozen, if it has an agent.
+
+        A failed freeze is told and the backup goes on; the thaw is sent all the same, because
+        the guest may have frozen after all. The agent stays connected over the whole window:
+        connecting costs time that the guest would be frozen.
+        """
+        async with self._connection:
+            if not await self._is_willing():
+                return await self.start_unfrozen(data_path)
+            thaw = undo.push("thaw the guest", self._thaw, timeout_s=THAW_DEADLINE_S)
+            try:
+                await self._freeze()
+                self._ports.emit(events.JobStartIssued())
+                return await self._timed(data_path.start())
+            finally:
+                await thaw.run()
+
+    async def _connect(self, timeout_s: float) -> Agent:
+        # The channel serves one client: the old connection goes before a new one can be heard.
+        await self._connection.aclose()
+        self._agent = await self._connection.enter_async_context(
+            self._machine.connect_agent(timeout_s=timeout_s)
+        )
+        return self._agent
+
+    async def _is_willing(self) -> bool:
+        emit = self._ports.emit
+        try:
+            # Connecting makes a sync round trip: a freeze is never left lying in the channel of
+            # a guest that does not listen now and would carry it out later.
+            agent = await self._connect(PING_TIMEOUT_S)
+            await agent.execute("guest-ping", timeout_s=PING_TIMEOUT_S)
+        except GuestError:
+            emit(events.FreezeSkipped(reason=FreezeSkip.NOT_RUNNING))
+            return False
+        try:
+            status = await agent.execute("guest-fsfreeze-status", timeout_s=STATUS_TIMEOUT_S)
+        except GuestError as error:
+            emit(events.Warned(text=f"unable to check guest fs freeze status - {error}"))
+            return True
+        if status == "frozen":
+            emit(events.FreezeSkipped(reason=FreezeSkip.ALREADY_FROZEN))
+            return False
+        return True
+
+    async def _timed(self, reply: Awaitable[_T]) -> _T:
+        begun_ns = self._ports.clock.now_ns()
+        try:
+            return await reply
+        finally:
+            self._waited_ns += self._ports.clock.now_ns() - begun_ns
+
+    async def _freeze(self) -> None:
+        assert self._agent is not None
+        self._ports.emit(events.FreezeIssued())
+        self._sent_ns = self._ports.clock.now_ns()
+        try:
+            await self._timed(
+                self._agent.execute("guest-fsfreeze-freeze", timeout_s=FREEZE_TIMEOUT_S)
+            )
+        except AgentCommandError as error:
+            self._tell_failure(f"unable to freeze guest fs - {error.description}")
+        except GuestError:
+            await self._timed(self._await_late_freeze())
+        else:
+            self.consistency = Consistency.FROZEN
+
+    def _tell_failure(self, text: str) -> None:
+        self._ports.emit(events.FreezeFailed(text=text))
+
+    async def _await_late_freeze(self) -> None:
+        """No answer to the freeze: ask for the status, ten minutes at a time."""
+        for asked_count in range(STATUS_AFTER_FREEZE_COUNT):
+            minutes_left = 10 * (STATUS_AFTER_FREEZE_COUNT - asked_count)
+            self._ports.emit(events.FreezeStillWaiting(minutes_left=minutes_left))
+            try:
+                status = await self._ask_status(STATUS_AFTER_FREEZE_TIMEOUT_S)
+            except AgentCommandError as error:
+                self._tell_failure(f"unable to freeze guest fs - {error.description}")
+                return
+            except GuestError:
+                continue
+            if status == "frozen":
+                self.consistency = Consistency.FROZEN
+            else:
+                self._tell_failure(f"unable to freeze guest fs - unexpected status '{status}'")
+            return
+        self._tell_failure(
+            "querying status after freezing guest fs failed - timeout after 60 minutes"
+        )
+
+    async def _ask_status(self, timeout_s: float) -> str:
+        begun_ns = self._ports.clock.now_ns()
+        try:
+            agent = await self._connect(timeout_s)
+            return str(await agent.execute("guest-fsfreeze-status", timeout_s=timeout_s))
+        except AgentCommandError:
+            raise
+        except GuestError:
+            # A channel that fails at once must not turn ten minutes of patience into none.
+            spent_s = (self._ports.clock.now_ns() - begun_ns) / NS_PER_S
+            await self._ports.clock.sleep(max(0.0, min(THAW_PAUSE_S, timeout_s - spent_s)))
+            raise
+
+    async def _thaw(self) -> None:
+        """Thaw until the guest is known to be thawed; bounded."""
+        self._ports.emit(events.ThawIssued())
+        thawed = False
+        for attempt_count in range(1, THAW_ATTEMPT_COUNT_MAX + 1):
+            if attempt_count > 1:
+                self._ports.emit(events.ThawRetried(attempt_count=attempt_count))
+            thawed = await self._timed(self._try_thaw())
+            if thawed:
+                break
+            await self._ports.clock.sleep(THAW_PAUSE_S)
+        ended_ns = self._ports.clock.now_ns()
+        await self._connection.aclose()
+        window_ns = ended_ns - self._sent_ns
+        self.freeze_window_s = window_ns / NS_PER_S
+        self._ports.emit(
+            events.FreezeWindowClosed(
+                freeze_window_s=self.freeze_window_s,
+                own_s=max(0, window_ns - self._waited_ns) / NS_PER_S,
+            )
+        )
+        if not thawed:
+            text = "the guest's file systems may still be frozen: thaw them inside the guest"
+            raise GuestError(text)
+
+    async def _try_thaw(self) -> bool:
+        try:
+            agent = self._agent or await self._connect(THAW_TIMEOUT_S)
+            await agent.execute("guest-fsfreeze-thaw", timeout_s=THAW_TIMEOUT_S)
+            return True
+        except GuestError as error:
+            self._ports.emit(events.ThawFailed(text=str(error)))
+        # A guest that thawed by itself (its own time limit) answers thaw with an error: the
+        # data stands for a point in time after that, so it is worth no more than a crash.
+        self._agent = None
+        try:
+            agent = await self._connect(STATUS_TIMEOUT_S)
+            status = await agent.execute("guest-fsfreeze-status", timeout_s=STATUS_TIMEOUT_S)
+        except GuestError:
+            return False
+        if status != "thawed":
+            return False
+        self.consistency = Consistency.CRASH
+        return True

@@ -1,0 +1,255 @@
+"""The native path: patched QEMU's own `backup` job writes a VMA stream into our pipe.
+
+Owns the conversation around that job: what may be sent at all, the descriptor's life, whose job
+it is, and its cancelling. Source: pve-qemu backup QMP, sections 2 to 5 and 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from vzdump_qemu.engine.context import EnginePorts, devlist_text
+from vzdump_qemu.engine.job_status import parse_job_progress
+from vzdump_qemu.engine.undo import UndoHandle, UndoStack
+from vzdump_qemu.errors import BackupError, JobError, QmpCommandError, QmpError
+from vzdump_qemu.ports import (
+    ArchiveTarget,
+    JobProgress,
+    JobStatus,
+    Machine,
+    Qmp,
+    VmaExpectation,
+    VmaIntake,
+    VmaProof,
+)
+
+FD_NAME = "backup"
+# Upstream allows 30 s for getfd and backup together, waiting for the monitor included; the
+# waiting has a limit of its own here, so that a busy monitor does not eat the job's time.
+MONITOR_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 30.0
+QUERY_TIMEOUT_S = 5.0
+QUERY_BACKUP_TIMEOUT_S = 600.0
+CANCEL_TIMEOUT_S = 600.0
+# After `done` only what the pipe still holds and the compressor's tail are missing.
+STREAM_END_TIMEOUT_S = 3600.0
+_ACTIVE_ELSEWHERE = "not finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeJob:
+    """What the `backup` command is asked for.
+
+    Attributes:
+        device_ids: in the order they are registered in the archive.
+        config_path, firewall_path: files QEMU opens itself; firewall may be empty.
+        rate_limit_bytes_per_s: 0 means unlimited.
+        max_workers: None where the running QEMU does not know it.
+    """
+
+    device_ids: tuple[str, ...]
+    config_path: str
+    firewall_path: str
+    rate_limit_bytes_per_s: int
+    max_workers: int | None
+    fleecing: bool
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the command for a target passed as descriptor."""
+        arguments: dict[str, Any] = {
+            "backup-file": f"/dev/fdname/{FD_NAME}",
+            "devlist": devlist_text(self.device_ids),
+            "config-file": self.config_path,
+            "speed": self.rate_limit_bytes_per_s,
+        }
+        if self.firewall_path:
+            arguments["firewall-file"] = self.firewall_path
+        if self.fleecing:
+            arguments["fleecing"] = True
+        if self.max_workers is not None:
+            arguments["max-workers"] = self.max_workers
+        return arguments
+
+
+class NativeVmaPath:
+    """One run's `backup` job; a `DataPath`."""
+
+    def __init__(
+        self, ports: EnginePorts, machine: Machine, job: NativeJob, target: ArchiveTarget
+    ) -> None:
+        self._ports = ports
+        self._machine = machine
+        self._job = job
+        self._target = target
+        self._intake: VmaIntake | None = None
+        self._connection = AsyncExitStack()
+        self._qmp: Qmp | None = None
+        self._uuid = ""
+        self._foreign = False
+        self._cancel: UndoHandle | None = None
+        self._undo: UndoStack | None = None
+
+    @property
+    def intake(self) -> VmaIntake:
+        assert self._intake is not None
+        return self._intake
+
+    async def prepare(self, undo: UndoStack) -> None:
+        """Open the target and leave the monitor connected, the descriptor already inside."""
+        self._undo = undo
+        self._intake = await self._ports.store.open_intake(self._target)
+        # A stream that still comes is drained, and a stalled writer may need a while.
+        undo.push("discard the unfinished archive", self._intake.discard)
+        undo.push("close the monitor connection", self._connection.aclose)
+        qmp = await self._connection.enter_async_context(
+            self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
+        )
+        await self._refuse_deadly_devices(qmp)
+        closing = undo.push("take back the descriptor", self._close_fd)
+        await qmp.execute_with_fd(
+            "getfd", {"fdname": FD_NAME}, self._intake.write_fd, timeout_s=QUERY_TIMEOUT_S
+        )
+        self._intake.close_write_end()
+        self._qmp = qmp
+        self._closing = closing
+
+    async def start(self) -> str:
+        """Send `backup` on the connection that holds the descriptor."""
+        assert self._qmp is not None
+        assert self._undo is not None
+        self._cancel = self._undo.push(
+            "cancel the backup job", self._cancel_ours, timeout_s=CANCEL_TIMEOUT_S
+        )
+        try:
+            reply = await self._qmp.execute(
+                "backup", self._job.arguments(), timeout_s=START_TIMEOUT_S
+            )
+        except QmpCommandError as error:
+            # The job QEMU speaks of is another's: it must not be cancelled by us.
+            self._foreign = _ACTIVE_ELSEWHERE in error.description
+            raise JobError(f"executing QMP command to start backup failed - {error}") from error
+        except QmpError as error:
+            raise JobError(
+                f"executing QMP command to start backup failed - {error}",
+                hint="QEMU may have started the job all the same: it is cancelled if so",
+            ) from error
+        self._uuid = str(reply.get("UUID", "")) if isinstance(reply, Mapping) else ""
+        return self._uuid
+
+    async def started(self) -> None:
+        """The window is over: let the next client have the monitor."""
+        self._closing.dismiss()
+        await self._connection.aclose()
+        self._qmp = None
+        if not self._uuid:
+            raise JobError("got no uuid for backup task")
+
+    async def progress(self) -> JobProgress:
+        """One look at the job; raises JobError once QEMU speaks of another one."""
+        async with self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S) as qmp:
+            reply = await qmp.execute("query-backup", timeout_s=QUERY_BACKUP_TIMEOUT_S)
+        progress = parse_job_progress(reply)
+        if not progress.uuid or progress.uuid != self._uuid:
+            self._foreign = bool(progress.uuid)
+            raise JobError("got unexpected uuid")
+        return progress
+
+    def failure(self) -> BackupError | None:
+        failure = self.intake.failure()
+        if failure is None or isinstance(failure, BackupError):
+            return failure
+        return BackupError(str(failure))
+
+    async def finish(self) -> VmaProof:
+        """Wait for the end of the stream; afterwards there is no job of ours to cancel."""
+        if self._cancel is not None:
+            # A cancel after a good end would turn QEMU's record of it into an error.
+            self._cancel.dismiss()
+        return await self.intake.finish(
+            VmaExpectation(uuid=self._uuid, device_ids=self._job.device_ids),
+            timeout_s=STREAM_END_TIMEOUT_S,
+        )
+
+    async def _refuse_deadly_devices(self, qmp: Qmp) -> None:
+        """Refuse what makes this QEMU die: no medium, size 0, the same device twice."""
+        sizes = device_sizes(
+            await qmp.execute("query-block", timeout_s=QUERY_TIMEOUT_S),
+            await qmp.execute("query-named-block-nodes", {"flat": True}, timeout_s=QUERY_TIMEOUT_S),
+        )
+        refuse_deadly_devices(self._job.device_ids, sizes)
+
+    async def _close_fd(self) -> None:
+        """A descriptor that no job took stays in the monitor, and its pipe never ends."""
+        if not await self._machine.is_running():
+            return
+        try:
+            async with AsyncExitStack() as stack:
+                qmp = self._qmp or await stack.enter_async_context(
+                    self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
+                )
+                await qmp.execute("closefd", {"fdname": FD_NAME}, timeout_s=QUERY_TIMEOUT_S)
+        except QmpCommandError:
+            return  # `backup` had taken it over
+
+    async def _cancel_ours(self) -> None:
+        """Cancel an active job that is ours, or that can only be ours."""
+        self._qmp = None
+        await self._connection.aclose()
+        if self._foreign or not await self._machine.is_running():
+            return
+        async with self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S) as qmp:
+            status = parse_job_progress(
+                await qmp.execute("query-backup", timeout_s=QUERY_BACKUP_TIMEOUT_S)
+            )
+            if status.status is not JobStatus.ACTIVE:
+                return
+            if self._uuid and status.uuid != self._uuid:
+                return
+            await qmp.execute("backup-cancel", timeout_s=CANCEL_TIMEOUT_S)
+
+
+def device_sizes(
+    backends: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]]
+) -> dict[str, int | None]:
+    """Size in bytes per block backend and block node name; None for a drive without medium.
+
+    Args:
+        backends: reply of ``query-block``.
+        nodes: reply of ``query-named-block-nodes``.
+    """
+    sizes: dict[str, int | None] = {
+        str(node["node-name"]): int(node["image"]["virtual-size"])
+        for node in nodes
+        if node.get("node-name")
+    }
+    for backend in backends:
+        inserted = backend.get("inserted")
+        if backend.get("device"):
+            sizes[str(backend["device"])] = (
+                int(inserted["image"]["virtual-size"]) if inserted else None
+            )
+    return sizes
+
+
+def refuse_deadly_devices(device_ids: Sequence[str], sizes: Mapping[str, int | None]) -> None:
+    """Raise JobError for a device list that would end or crash QEMU, naming the device."""
+    if not device_ids:
+        raise JobError("empty device list")
+    for index, device_id in enumerate(device_ids):
+        if device_id in device_ids[:index]:
+            raise JobError(f"Device '{device_id}' is listed twice")
+        if any(separator in device_id for separator in ",;:") or not device_id:
+            raise JobError(f"Device '{device_id}' has a name that a device list cannot carry")
+        if device_id not in sizes:
+            raise JobError(
+                f"Device '{device_id}' not found",
+                hint="the configuration was changed after the VM was started: restart the VM, "
+                "or exclude the disk with backup=0",
+            )
+        if sizes[device_id] is None:
+            raise JobError(f"Device '{device_id}' has no medium")
+        if sizes[device_id] == 0:
+            raise JobError(f"Device '{device_id}' has size 0")

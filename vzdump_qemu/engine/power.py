@@ -1,0 +1,178 @@
+"""Power state of the VM around a run: found, changed for the backup, put back.
+
+Owns which acts the modes make and how each is reversed. Source: host behaviour, sections 1.8,
+7.3 and 7.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vzdump_qemu import events
+from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.undo import UndoHandle, UndoStack
+from vzdump_qemu.errors import QmpCommandError, QmpError
+from vzdump_qemu.events import BackupMode
+from vzdump_qemu.ports import Machine
+from vzdump_qemu.units import NS_PER_S
+
+CONNECT_TIMEOUT_S = 60.0
+STATUS_TIMEOUT_S = 60.0
+# `cont` right after a job start was seen to take far longer than other commands.
+CONT_TIMEOUT_S = 45.0
+CONT_ATTEMPT_COUNT = 3
+PAUSED_STATES = frozenset({"paused", "prelaunch"})
+# Quit, SIGTERM and SIGKILL have limits of their own below this one.
+STOP_UNDO_TIMEOUT_S = 240.0
+
+
+async def query_run_state(machine: Machine) -> str:
+    """QMP run state, e.g. ``running``. Raises QmpError."""
+    async with machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
+        reply = await qmp.execute("query-status", timeout_s=STATUS_TIMEOUT_S)
+    return str(reply.get("status", "")) if isinstance(reply, Mapping) else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerFound:
+    """How the VM was found: `was_paused` means by somebody's will, not asleep."""
+
+    was_running: bool
+    was_paused: bool
+
+
+class PowerState:
+    """Changes the power state for one run and puts it back."""
+
+    def __init__(self, ports: EnginePorts, machine: Machine, found: PowerFound) -> None:
+        self._ports = ports
+        self._machine = machine
+        self._found = found
+        self._halted_ns: int | None = None
+        self._release: UndoHandle | None = None
+        self._restore: UndoHandle | None = None
+
+    async def halt_for(self, mode: BackupMode, undo: UndoStack, *, stop_wait_s: float) -> None:
+        """Stop or suspend a running guest as the mode asks.
+
+        A VM that was paused before is left alone in SUSPEND mode: it stands still already.
+        """
+        if not self._found.was_running or mode is BackupMode.SNAPSHOT:
+            return
+        if mode is BackupMode.SUSPEND:
+            if self._found.was_paused:
+                return
+            self._ports.emit(events.GuestSuspending())
+            self._halted_ns = self._ports.clock.now_ns()
+            self._release = undo.push("resume the guest", self._resume_suspended)
+            self._tell_output(await self._machine.power.suspend())
+            return
+        self._ports.emit(events.GuestStopping())
+        halted_ns = self._ports.clock.now_ns()
+        # A shutdown that failed left the guest running: then there is nothing to start again,
+        # and a guest that goes down late is started by this undo all the same.
+        self._release = undo.push("start the guest again", self._start_stopped)
+        self._tell_output(await self._machine.power.shut_down(timeout_s=stop_wait_s))
+        self._halted_ns = halted_ns
+
+    async def ensure_qemu(self, undo: UndoStack) -> None:
+        """Have a QEMU process to do the work; one started for it has stopped vCPUs."""
+        if await self._machine.is_running():
+            return
+        self._ports.emit(events.QemuStarting())
+        # Registered first: a start that fails late may leave a process behind.
+        self._restore = undo.push(
+            "restore the power state", self._restore_stopped, timeout_s=STOP_UNDO_TIMEOUT_S
+        )
+        self._tell_output(await self._machine.power.start_paused())
+
+    async def continue_after_start(self) -> None:
+        """The point in time is fixed: let the guest run on, if it ran before.
+
+        A failing `cont` does not end the run: it is tried again here and once more at the end.
+        """
+        if not self._found.was_running or self._found.was_paused:
+            return
+        if self._release is None and await self._is_paused_by_another():
+            return
+        downtime_s = None
+        for attempt_count in range(1, CONT_ATTEMPT_COUNT + 1):
+            try:
+                await self._cont()
+                break
+            except QmpError as error:
+                text = f"could not continue the VM (attempt {attempt_count}) - {error}"
+                self._ports.emit(events.Warned(text=text))
+        else:
+            return
+        if self._halted_ns is not None:
+            downtime_s = (self._ports.clock.now_ns() - self._halted_ns) / NS_PER_S
+            self._halted_ns = None
+        if self._release is not None:
+            self._release.dismiss()
+        self._ports.emit(events.VmContinued(downtime_s=downtime_s))
+
+    async def restore(self) -> None:
+        """End the QEMU that was started for the run, unless somebody uses it by now."""
+        if self._restore is not None:
+            await self._restore.run()
+
+    async def _cont(self) -> None:
+        async with self._machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
+            await qmp.execute("cont", timeout_s=CONT_TIMEOUT_S)
+
+    async def _is_paused_by_another(self) -> bool:
+        """In SNAPSHOT mode we stopped nothing: a VM that stands still now is another's doing."""
+        try:
+            return await query_run_state(self._machine) in PAUSED_STATES
+        except QmpError:
+            return False
+
+    async def _resume_suspended(self) -> None:
+        self._ports.emit(events.GuestResuming())
+        self._tell_output(await self._machine.power.resume())
+        self._tell_downtime()
+
+    async def _start_stopped(self) -> None:
+        if not await self._machine.is_running():
+            self._ports.emit(events.GuestRestarting())
+            self._tell_output(await self._machine.power.start())
+        elif await query_run_state(self._machine) == "prelaunch":
+            # The paused QEMU of the backup: its guest was on before, so it goes on.
+            await self._cont()
+        self._tell_downtime()
+
+    def _tell_downtime(self) -> None:
+        if self._halted_ns is None:
+            return
+        downtime_s = (self._ports.clock.now_ns() - self._halted_ns) / NS_PER_S
+        self._halted_ns = None
+        self._ports.emit(events.GuestOnlineAgain(downtime_s=downtime_s))
+
+    async def _restore_stopped(self) -> None:
+        if self._found.was_running or not await self._machine.is_running():
+            return
+        run_state = await query_run_state(self._machine)
+        if run_state != "prelaunch":
+            self._ports.emit(events.VmKeptRunning(run_state=run_state))
+            return
+        self._ports.emit(events.QemuStopping())
+        self._tell_output(await self._machine.power.stop())
+
+    def _tell_output(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._ports.emit(events.OutputSeen(line=line))
+
+
+async def cancel_left_over_job(ports: EnginePorts, machine: Machine) -> None:
+    """Cancel a job that an earlier, killed run left in this VM; we hold the VM's lock."""
+    async with machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
+        try:
+            reply: Any = await qmp.execute("query-backup", timeout_s=STATUS_TIMEOUT_S)
+        except QmpCommandError:
+            return  # a QEMU without that command has no such job
+        if isinstance(reply, Mapping) and reply.get("status") == "active":
+            ports.emit(events.LeftOverJobFound())
+            await qmp.execute("backup-cancel", timeout_s=600.0)

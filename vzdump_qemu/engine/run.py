@@ -1,0 +1,260 @@
+"""One VM, one target, one attempt: the run.
+
+Owns the order of the steps and what a run returns; each step's own rules live in the module it
+calls. Source: host behaviour, sections 1.7 to 1.11, with the weak spots of 9.1 mended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from vzdump_qemu import events
+from vzdump_qemu.engine.archive_step import ArchiveStep
+from vzdump_qemu.engine.attachments import Attachments, RunDisk
+from vzdump_qemu.engine.context import EnginePorts, RunResult
+from vzdump_qemu.engine.power import (
+    PAUSED_STATES,
+    PowerFound,
+    PowerState,
+    cancel_left_over_job,
+    query_run_state,
+)
+from vzdump_qemu.engine.undo import UndoStack
+from vzdump_qemu.errors import BackupError, Interrupted, StorageError
+from vzdump_qemu.events import BackupMode, Consistency
+from vzdump_qemu.formats.vm_config import VmConfig, parse_vm_config
+from vzdump_qemu.plan.disks import DiskChoice, select_disks
+from vzdump_qemu.plan.names import RunNames, name_run
+from vzdump_qemu.plan.options import BackupOptions
+from vzdump_qemu.ports import Machine
+from vzdump_qemu.units import NS_PER_S
+
+@dataclass(slots=True)
+class _Outcome:
+    """What a run has reached so far; one owner, read once at the end."""
+
+    vm_name: str = ""
+    archive_path: str = ""
+    size_bytes: int = 0
+    consistency: Consistency | None = None
+    freeze_window_s: float | None = None
+
+
+class _WarningCount:
+    """Passes events on and keeps the texts of warnings for the result."""
+
+    def __init__(self, emit: events.Emit) -> None:
+        self._emit = emit
+        self.texts: list[str] = []
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.Warned):
+            self.texts.append(event.text)
+        self._emit(event)
+
+
+async def back_up_vm(
+    ports: EnginePorts, options: BackupOptions, vmid: int, *, dump_directory: str
+) -> RunResult:
+    """Back up one VM; errors of the run are in the result, not raised.
+
+    Args:
+        dump_directory: where the archive goes; empty for standard output.
+    Raises:
+        asyncio.CancelledError: the caller was cancelled; the run was undone and told first.
+    """
+    warnings = _WarningCount(ports.emit)
+    ports = EnginePorts(
+        node=ports.node,
+        store=ports.store,
+        commands=ports.commands,
+        clock=ports.clock,
+        ids=ports.ids,
+        emit=warnings,
+    )
+    began_ns, began_s = ports.clock.now_ns(), ports.clock.wall_s()
+    names = name_run(
+        vmid=vmid,
+        local_time=ports.clock.local_time(began_s),
+        dump_directory=dump_directory,
+        temp_directory=options.target.temp_directory,
+        extension=options.archive_extension,
+        process_id=ports.ids.process_id(),
+    )
+    ports.emit(
+        events.RunStarted(
+            vmid=vmid,
+            wall_s=began_s,
+            log_path=f"{options.log_directory}/qemu-{vmid}.log",
+            side_log_path=names.side_log_path,
+        )
+    )
+    undo = UndoStack(ports.emit)
+    run = _Run(ports, options, vmid, names, undo)
+    error: BackupError | None = None
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        try:
+            await run.execute()
+        finally:
+            await undo.unwind()
+    except BackupError as raised:
+        error = raised
+    except asyncio.CancelledError as raised:
+        cancelled = raised
+        error = Interrupted()
+    duration_s = (ports.clock.now_ns() - began_ns) / NS_PER_S
+    outcome = run.outcome
+    if error is not None:
+        ports.emit(
+            events.RunFailed(
+                vmid=vmid, wall_s=ports.clock.wall_s(), text=str(error), hint=error.hint
+            )
+        )
+    else:
+        ports.emit(
+            events.RunSucceeded(
+                vmid=vmid,
+                wall_s=ports.clock.wall_s(),
+                duration_s=duration_s,
+                consistency=outcome.consistency or Consistency.STOPPED,
+            )
+        )
+    ports.emit(events.RunClosed(vmid=vmid))
+    if cancelled is not None:
+        raise cancelled
+    return RunResult(
+        vmid=vmid,
+        vm_name=outcome.vm_name,
+        error=error,
+        archive_path="" if error else outcome.archive_path,
+        size_bytes=0 if error else outcome.size_bytes,
+        duration_s=duration_s,
+        consistency=outcome.consistency,
+        freeze_window_s=outcome.freeze_window_s,
+        warnings=tuple(warnings.texts),
+    )
+
+
+class _Run:
+    """The steps of one run, in order."""
+
+    def __init__(
+        self,
+        ports: EnginePorts,
+        options: BackupOptions,
+        vmid: int,
+        names: RunNames,
+        undo: UndoStack,
+    ) -> None:
+        self._ports = ports
+        self._options = options
+        self._names = names
+        self._undo = undo
+        self._machine: Machine = ports.node.machine(vmid)
+        self.outcome = _Outcome()
+
+    async def execute(self) -> None:
+        emit, vmid = self._ports.emit, self._machine.vmid
+        await self._ports.node.read_vm_config(vmid)
+        was_running = await self._machine.is_running()
+        emit(events.StatusSeen(running=was_running))
+        await self._lock()
+        mode = self._options.mode if was_running else BackupMode.STOP
+        if mode is not BackupMode.SNAPSHOT:
+            self._tell_mode(mode)
+        config, raw, found = await self._prepare(was_running)
+        disks = await self._find_disks(config)
+        if mode is BackupMode.SNAPSHOT:
+            self._tell_mode(mode)
+        power = PowerState(self._ports, self._machine, found)
+        step = ArchiveStep(
+            ports=self._ports,
+            options=self._options,
+            machine=self._machine,
+            names=self._names,
+            undo=self._undo,
+            config=config,
+            disks=disks,
+            mode=mode,
+            found=found,
+            power=power,
+            attachments=Attachments(self._ports, self._machine),
+        )
+        await step.make_temp_directory()
+        await power.halt_for(mode, self._undo, stop_wait_s=self._options.stop_wait_s)
+        await step.assemble(raw)
+        if self._names.final_path:
+            emit(events.ArchiveCreating(archive_path=self._names.final_path))
+        else:
+            emit(events.ArchiveToStdout())
+        size_bytes = await step.execute()
+        self.outcome.consistency = step.consistency
+        self.outcome.freeze_window_s = step.freeze_window_s
+        self.outcome.archive_path = self._names.final_path
+        self.outcome.size_bytes = size_bytes
+        if self._names.final_path:
+            emit(
+                events.ArchivePublished(archive_path=self._names.final_path, size_bytes=size_bytes)
+            )
+
+    def _tell_mode(self, mode: BackupMode) -> None:
+        emit, options = self._ports.emit, self._options
+        emit(events.ModeChosen(mode=mode))
+        if options.rate_limit_bytes_per_s:
+            limit = options.rate_limit_bytes_per_s // 1024
+            emit(events.BandwidthLimited(limit_kib_per_s=limit))
+        if options.io_priority is not None:
+            emit(events.IoPrioritySet(io_priority=options.io_priority))
+
+    async def _lock(self) -> None:
+        """Take the VM's lock. It goes last of all, after the guest is as it was."""
+        node, vmid = self._ports.node, self._machine.vmid
+        await node.set_vm_lock(vmid)
+        self._undo.push("unlock the VM", lambda: node.clear_vm_lock(vmid))
+
+    async def _prepare(self, was_running: bool) -> tuple[VmConfig, bytes, PowerFound]:
+        vmid = self._machine.vmid
+        was_paused = False
+        if was_running:
+            await cancel_left_over_job(self._ports, self._machine)
+            was_paused = await query_run_state(self._machine) in PAUSED_STATES
+        raw = await self._ports.node.read_vm_config(vmid)
+        config = parse_vm_config(raw, vmid=vmid)
+        for text in config.warnings:
+            self._ports.emit(events.Warned(text=text))
+        if config.name:
+            self._ports.emit(events.VmNamed(vm_name=config.name))
+            self.outcome.vm_name = config.name
+        return config, raw, PowerFound(was_running=was_running, was_paused=was_paused)
+
+    async def _find_disks(self, config: VmConfig) -> tuple[RunDisk, ...]:
+        choices = select_disks(config)
+        for choice in choices:
+            if choice.included:
+                event: events.Event = events.DiskIncluded(
+                    key=choice.key, volid=choice.volid, size_text=choice.size_text
+                )
+            else:
+                event = events.DiskExcluded(
+                    key=choice.key, volid=choice.volid, reason=choice.reason
+                )
+            self._ports.emit(event)
+        included = sorted((c for c in choices if c.included), key=lambda choice: choice.key)
+        storages = self._ports.node.storages
+        await storages.activate(
+            [choice.volid for choice in included if not choice.volid.startswith("/")]
+        )
+        return tuple([await self._describe(choice) for choice in included])
+
+    async def _describe(self, choice: DiskChoice) -> RunDisk:
+        try:
+            facts = await self._ports.node.storages.describe(choice.volid)
+        except StorageError as error:
+            subject = "size and format" if choice.volid.startswith("/") else "size"
+            raise StorageError(
+                f"cannot determine {subject} of volume '{choice.volid}' - {error}",
+                hint=error.hint,
+            ) from error
+        return RunDisk(key=choice.key, device_id=choice.device_id, facts=facts)

@@ -1,0 +1,108 @@
+"""Reversals of a run: registered before the act, run last first, whatever happened.
+
+Owns the order and the protection of undos: each runs once, under its own deadline, and is not
+disturbed by a cancelled caller. What an undo does is left to whoever registers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from vzdump_qemu.errors import BackupError
+from vzdump_qemu.events import Emit, UndoFailed
+
+UNDO_TIMEOUT_S = 120.0
+"""Default limit of one undo; longer than any single command it sends, short for an operator."""
+
+
+async def run_shielded(act: Callable[[], Awaitable[None]]) -> None:
+    """Run an act to its end even if the caller is cancelled meanwhile.
+
+    The act's own error wins; without one a cancellation that came in between is raised at the
+    end, once.
+    """
+    inner = asyncio.ensure_future(act())
+    was_cancelled = False
+    while not inner.done():
+        try:
+            await asyncio.shield(inner)
+        except asyncio.CancelledError:
+            if inner.cancelled():
+                raise
+            was_cancelled = True
+        except BaseException:
+            break
+    inner.result()
+    if was_cancelled:
+        raise asyncio.CancelledError
+
+
+@dataclass(slots=True)
+class UndoHandle:
+    """One registered reversal."""
+
+    what: str
+    _act: Callable[[], Awaitable[None]]
+    _timeout_s: float
+    _emit: Emit
+    _open: bool = field(default=True)
+
+    def dismiss(self) -> None:
+        """The act it would reverse has ended by itself: nothing is left to undo."""
+        self._open = False
+
+    async def run(self) -> None:
+        """Reverse now, once; a failure is told, not raised. Survives cancellation."""
+        if not self._open:
+            return
+        self._open = False
+        await run_shielded(self._run_bounded)
+
+    async def _run_bounded(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._act()
+        except TimeoutError:
+            text = f"no end within {self._timeout_s:g} seconds"
+            self._emit(UndoFailed(what=self.what, text=text))
+        except (BackupError, OSError) as error:
+            self._emit(UndoFailed(what=self.what, text=str(error)))
+        except Exception as error:
+            # The remaining undos matter more than this one's bug; it is told with its kind.
+            self._emit(UndoFailed(what=self.what, text=f"{type(error).__name__}: {error}"))
+
+
+class UndoStack:
+    """The open reversals of one run, or of a part of it."""
+
+    __slots__ = ("_emit", "_handles")
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._handles: list[UndoHandle] = []
+
+    def push(
+        self, what: str, act: Callable[[], Awaitable[None]], *, timeout_s: float = UNDO_TIMEOUT_S
+    ) -> UndoHandle:
+        """Register a reversal; do so before an act that can half succeed.
+
+        Args:
+            what: the thing reversed, in the operator's words (``thaw the guest``).
+            act: idempotent; gets at most `timeout_s`.
+        """
+        handle = UndoHandle(what, act, timeout_s, self._emit)
+        self._handles.append(handle)
+        return handle
+
+    async def unwind(self) -> None:
+        """Run what is still open, last registered first. Cancellation is raised at the end."""
+        was_cancelled = False
+        while self._handles:
+            try:
+                await self._handles.pop().run()
+            except asyncio.CancelledError:
+                was_cancelled = True
+        if was_cancelled:
+            raise asyncio.CancelledError

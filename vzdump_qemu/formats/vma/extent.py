@@ -1,0 +1,204 @@
+"""One extent header: encoding many at once, and decoding one into checked data runs.
+
+Owns the 512 bytes in front of each extent's data. Pure; shared by the writer, the streaming reader
+and the check of a passing stream. Source: VMA format, sections 4 to 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vzdump_qemu.errors import VmaError
+from vzdump_qemu.formats.vma import layout
+from vzdump_qemu.formats.vma.book import ClusterBook
+from vzdump_qemu.formats.vma.header import VmaDevice, md5_digest
+
+_BITS = np.arange(layout.BLOCKS_PER_VMA_CLUSTER, dtype=np.uint16)
+_BIT_NUMBERS = _BITS.astype(np.int64)
+_MD5_END = layout.EXTENT_MD5_OFFSET + layout.MD5_BYTES
+_BLANK_MD5 = bytes(layout.MD5_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class DataRun:
+    """Stored blocks that are adjacent both in the stream and on the disk.
+
+    Attributes:
+        vma_dev_id: the device they belong to.
+        disk_offset_bytes: where they begin on the disk (for a RAM state: in its stream).
+        stored_bytes: length in the stream, a multiple of 4096.
+        kept_bytes: how much of it lies on the disk; the rest is padding behind its end.
+    """
+
+    vma_dev_id: int
+    disk_offset_bytes: int
+    stored_bytes: int
+    kept_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmaExtent:
+    """A checked extent header.
+
+    Attributes:
+        offset_bytes: place of the header in the stream.
+        data_bytes: length of the data behind it.
+        runs: what that data is, in stream order, without gaps.
+    """
+
+    offset_bytes: int
+    data_bytes: int
+    runs: Sequence[DataRun]
+
+
+def slot_values(
+    vma_dev_id: int, first_index: int, block_masks: npt.NDArray[np.uint16]
+) -> npt.NDArray[np.uint64]:
+    """Slot values of adjacent clusters: mask, device number and cluster number in 64 bits."""
+    indexes = np.arange(first_index, first_index + len(block_masks), dtype=np.uint64)
+    return block_masks.astype(np.uint64) << np.uint64(48) | np.uint64(vma_dev_id << 32) | indexes
+
+
+def encode_extent_headers(
+    uuid: bytes, slots: npt.NDArray[np.uint64], *, block_count: int
+) -> bytearray:
+    """Encode one header per row of ``slots`` (at most 59 columns), packed one after the other.
+
+    All of them announce the same ``block_count``.
+    """
+    count = len(slots)
+    packed = bytearray(count * layout.EXTENT_HEADER_BYTES)
+    rows = np.frombuffer(packed, dtype=np.uint8).reshape(count, layout.EXTENT_HEADER_BYTES)
+    prefix = layout.EXTENT_STRUCT.pack(layout.EXTENT_MAGIC, 0, block_count, uuid, _BLANK_MD5)
+    rows[:, : layout.SLOTS_OFFSET] = np.frombuffer(prefix, dtype=np.uint8)
+    slots_end = layout.SLOTS_OFFSET + slots.shape[1] * 8
+    rows[:, layout.SLOTS_OFFSET : slots_end] = slots.astype(">u8").view(np.uint8).reshape(count, -1)
+    view = memoryview(packed)
+    for at in range(0, len(packed), layout.EXTENT_HEADER_BYTES):
+        digest = md5_digest(view[at : at + layout.EXTENT_HEADER_BYTES])
+        view[at + layout.EXTENT_MD5_OFFSET : at + _MD5_END] = digest
+    return packed
+
+
+def decode_extent(raw: bytes, *, uuid: bytes, book: ClusterBook, offset_bytes: int) -> VmaExtent:
+    """Check one extent header, enter its clusters in the book and lay out its data.
+
+    Raises:
+        VmaError: sum, uuid, magic, accounting, device, cluster or mask is wrong; with its place.
+    """
+    try:
+        block_count = _check_fixed_part(raw, uuid)
+        slots = np.frombuffer(
+            raw, dtype=">u8", count=layout.SLOTS_PER_EXTENT, offset=layout.SLOTS_OFFSET
+        ).astype(np.uint64)
+        dev_ids = ((slots >> np.uint64(32)) & np.uint64(0xFF)).astype(np.int64)
+        used = np.flatnonzero(dev_ids)
+        dev_ids = dev_ids[used]
+        masks = (slots[used] >> np.uint64(48)).astype(np.uint16)
+        indexes = (slots[used] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        stored = (masks[:, None] >> _BITS) & np.uint16(1)
+        per_slot = stored.sum(axis=1, dtype=np.int64)
+        stored_count = int(per_slot.sum())
+        if stored_count > block_count:
+            raise VmaError("short vma extent - too many blocks")
+        if stored_count < block_count:
+            raise VmaError("vma extent error - missing blocks")
+        runs: list[DataRun] = []
+        for begin, end in _groups(dev_ids):
+            device = book.device(int(dev_ids[begin]))
+            if device is None:
+                raise VmaError(f"got wrong dev id {int(dev_ids[begin])}")
+            part = slice(begin, end)
+            first_block = _enter(book, device, indexes[part], masks[part], per_slot[part])
+            _append_runs(runs, device, _blocks(indexes[part], stored[part], first_block))
+    except VmaError as error:
+        raise VmaError(
+            f"{error.message} (extent at byte {offset_bytes})", offset_bytes=offset_bytes
+        ) from None
+    return VmaExtent(offset_bytes, block_count * layout.VMA_BLOCK_BYTES, runs)
+
+
+def _check_fixed_part(raw: bytes, uuid: bytes) -> int:
+    magic, reserved, block_count, extent_uuid, digest = layout.EXTENT_STRUCT.unpack_from(raw)
+    blank = raw[: layout.EXTENT_MD5_OFFSET] + _BLANK_MD5 + raw[_MD5_END:]
+    if md5_digest(blank) != digest:
+        raise VmaError("wrong vma extent header chechsum")
+    if extent_uuid != uuid:
+        raise VmaError("wrong vma extent uuid")
+    if magic != layout.EXTENT_MAGIC or reserved:
+        raise VmaError("wrong vma extent header magic")
+    if block_count > layout.EXTENT_BLOCK_COUNT_MAX:
+        raise VmaError(
+            f"vma extent announces {block_count} blocks, over {layout.EXTENT_BLOCK_COUNT_MAX}"
+        )
+    return int(block_count)
+
+
+def _groups(values: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Bounds of groups of equal neighbours."""
+    return _bounds(np.flatnonzero(values[1:] != values[:-1]), len(values))
+
+
+def _bounds(breaks: npt.NDArray[np.intp], count: int) -> list[tuple[int, int]]:
+    """Half-open bounds of what lies between breaks (each after its position)."""
+    if not count:
+        return []
+    ends = [*(breaks + 1).tolist(), count]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _enter(
+    book: ClusterBook,
+    device: VmaDevice,
+    indexes: npt.NDArray[np.int64],
+    masks: npt.NDArray[np.uint16],
+    per_slot: npt.NDArray[np.int64],
+) -> int | None:
+    """Enter a device's slots in the book; the first block's place for a RAM state, else None."""
+    first_block = None
+    if device.is_vmstate:
+        first_block = book.stored_count(device.vma_dev_id)
+    for begin, end in _bounds(np.flatnonzero(np.diff(indexes) != 1), len(indexes)):
+        book.mark(device.vma_dev_id, int(indexes[begin]), end - begin)
+    book.add_amounts(
+        device.vma_dev_id,
+        stored_block_count=int(per_slot.sum()),
+        zero_cluster_count=int(np.count_nonzero(per_slot == 0)),
+    )
+    if not device.is_vmstate:
+        _check_tail(device, indexes, masks)
+    return first_block
+
+
+def _check_tail(
+    device: VmaDevice, indexes: npt.NDArray[np.int64], masks: npt.NDArray[np.uint16]
+) -> None:
+    """Refuse blocks wholly behind the end; a full mask there is an accepted surplus."""
+    tail_blocks = -(-(device.size_bytes % layout.VMA_CLUSTER_BYTES) // layout.VMA_BLOCK_BYTES)
+    if not tail_blocks:
+        return
+    for mask in masks[indexes == device.vma_cluster_count - 1].tolist():
+        if mask >> tail_blocks and mask != layout.FULL_BLOCK_MASK:
+            raise VmaError("got wrong block address - write beyond end")
+
+
+def _blocks(
+    indexes: npt.NDArray[np.int64], stored: npt.NDArray[np.uint16], first_block: int | None
+) -> npt.NDArray[np.int64]:
+    """Block numbers on the disk, in stream order."""
+    if first_block is not None:
+        return np.arange(first_block, first_block + int(stored.sum()), dtype=np.int64)
+    numbers = indexes[:, None] * layout.BLOCKS_PER_VMA_CLUSTER + _BIT_NUMBERS
+    return numbers[stored.astype(np.bool_)]
+
+
+def _append_runs(runs: list[DataRun], device: VmaDevice, blocks: npt.NDArray[np.int64]) -> None:
+    for begin, end in _bounds(np.flatnonzero(np.diff(blocks) != 1), len(blocks)):
+        offset = int(blocks[begin]) * layout.VMA_BLOCK_BYTES
+        length = (end - begin) * layout.VMA_BLOCK_BYTES
+        kept = length if device.is_vmstate else max(0, min(length, device.size_bytes - offset))
+        runs.append(DataRun(device.vma_dev_id, offset, length, kept))

@@ -1,0 +1,75 @@
+"""What one backup was asked to do, as frozen values.
+
+Owns the options of a run after all precedence was resolved; parsing command lines
+and files is left to `cli` and `formats`. Source: host behaviour, sections 1.8, 2.1 and 2.5.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from vzdump_qemu.events import BackupMode
+
+
+class DataPathChoice(enum.Enum):
+    """Which way the bytes travel; AUTO lets the VM's QEMU and state decide."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    EXTERNAL = "external"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOptions:
+    """Where archives go: exactly one of storage, directory and standard output.
+
+    Attributes:
+        storage_id: a storage of the node, or empty.
+        dump_directory: a plain directory, or empty.
+        to_stdout: the stream goes to standard output.
+        temp_directory: where the run's own files go; empty for beside the archive.
+    """
+
+    storage_id: str = ""
+    dump_directory: str = ""
+    to_stdout: bool = False
+    temp_directory: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleecingOptions:
+    """Old data goes to scratch images on that storage before guest writes hit the target."""
+
+    enabled: bool = False
+    storage_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupOptions:
+    """The effective options of a job.
+
+    Attributes:
+        mode: as asked; a stopped VM always runs as STOP.
+        compressor: argument vector of the filter, empty for none.
+        archive_extension: of the compressor, with its dot, or empty.
+        rate_limit_bytes_per_s: 0 means unlimited.
+        stop_wait_s: limit for the guest's own shutdown in STOP mode.
+        lock_wait_s: limit for the node's global lock.
+        max_workers: parallel copy requests inside QEMU.
+        io_priority: 0 to 8, logged and applied to the compressor.
+    """
+
+    target: TargetOptions = field(default_factory=TargetOptions)
+    mode: BackupMode = BackupMode.SNAPSHOT
+    compressor: tuple[str, ...] = ()
+    archive_extension: str = ""
+    rate_limit_bytes_per_s: int = 0
+    stop_wait_s: float = 600.0
+    lock_wait_s: float = 10800.0
+    max_workers: int | None = 16
+    io_priority: int | None = 7
+    fleecing: FleecingOptions = field(default_factory=FleecingOptions)
+    data_path: DataPathChoice = DataPathChoice.AUTO
+    command_line: str = "vzdump"
+    log_directory: str = "/var/log/vzdump"

@@ -1,0 +1,217 @@
+"""External programs: run to their end, or standing in a stream as a filter.
+
+Owns: starting, bounding, ending and reaping child processes. Leaves the meaning of an exit
+status to the callers. Children get the C locale, none of our descriptors (failure modes, row
+63) and a process group of their own, so that a terminal's Ctrl-C reaches us first and the
+undo happens in our order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+
+from vzdump_qemu.stores.system import start_thread
+
+# A chatty child must not fill our memory; its last words are what explains a failure.
+OUTPUT_BYTES_MAX = 256 * 1024
+_STDERR_BYTES_MAX = 16 * 1024
+_READ_BYTES = 64 * 1024
+# Between the polite signal and the one that cannot be ignored.
+_TERM_GRACE_S = 5.0
+# A grandchild may hold the output pipe open for ever after its parent has ended.
+_OUTPUT_GRACE_S = 1.0
+# What a shell reports for a program that is missing or cannot be run.
+_STATUS_NOT_FOUND = 127
+_STATUS_NOT_RUNNABLE = 126
+
+
+def _child_environment(environment: Mapping[str, str] | None) -> dict[str, str]:
+    inherited = dict(os.environ if environment is None else environment)
+    inherited["LC_ALL"] = "C"
+    return inherited
+
+
+def _signal_group(process_id: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process_id, number)
+
+
+class SystemCommandRunner:
+    """`vzdump_qemu.ports.CommandRunner` on child processes of ours.
+
+    Args:
+        environment: the children's environment instead of ours; ``LC_ALL=C`` is added.
+        term_grace_s: how long a cancelled program may take to end by itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str] | None = None,
+        term_grace_s: float = _TERM_GRACE_S,
+    ) -> None:
+        self._environment = _child_environment(environment)
+        self._term_grace_s = term_grace_s
+
+    async def run(
+        self, argv: Sequence[str], *, stdout_fd: int | None = None
+    ) -> tuple[int, Sequence[str]]:
+        """Run a program to its end and return its exit status and what it printed.
+
+        Standard output and error are one list of lines; with `stdout_fd` only the errors are.
+        Only the last `OUTPUT_BYTES_MAX` bytes are kept. A program that cannot be started gives
+        status 127 (missing) or 126 and one line, as a shell does.
+        Cancelled: the program's group gets SIGTERM, then SIGKILL, and is reaped.
+        """
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if stdout_fd is None else stdout_fd,
+                stderr=asyncio.subprocess.STDOUT if stdout_fd is None else asyncio.subprocess.PIPE,
+                env=self._environment,
+                process_group=0,
+            )
+        except FileNotFoundError as error:
+            return _STATUS_NOT_FOUND, [f"cannot run '{argv[0]}': {error.strerror}"]
+        except OSError as error:
+            return _STATUS_NOT_RUNNABLE, [f"cannot run '{argv[0]}': {error.strerror}"]
+        stream = process.stdout if stdout_fd is None else process.stderr
+        assert stream is not None
+        output = bytearray()
+        reader = asyncio.create_task(_collect(stream, output))
+        try:
+            await process.wait()
+            await asyncio.wait([reader], timeout=_OUTPUT_GRACE_S)
+        finally:
+            reader.cancel()
+            if process.returncode is None:
+                await self._end(process)
+        assert process.returncode is not None
+        return process.returncode, output.decode(errors="replace").splitlines()
+
+    def find(self, program: str) -> str | None:
+        """Path of a program as the children's ``PATH`` gives it, or None."""
+        return shutil.which(program, path=self._environment.get("PATH"))
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        _signal_group(process.pid, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), self._term_grace_s)
+        except TimeoutError:
+            pass
+        finally:
+            # Also reached by a second cancellation: nobody may skip the kill.
+            if process.returncode is None:
+                _signal_group(process.pid, signal.SIGKILL)
+                await process.wait()
+
+
+async def _collect(stream: asyncio.StreamReader, output: bytearray) -> None:
+    while data := await stream.read(_READ_BYTES):
+        output += data
+        del output[:-OUTPUT_BYTES_MAX]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterExit:
+    """How a filter ended.
+
+    Attributes:
+        status: exit status, 0 if a signal ended it.
+        signal_number: that signal, or 0.
+        last_words: the last line it wrote to standard error; empty if none.
+    """
+
+    status: int
+    signal_number: int
+    last_words: str
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the filter says that it did its work."""
+        return self.status == 0 and self.signal_number == 0
+
+
+class FilterProcess:
+    """A program between two descriptors, e.g. a compressor, watched by a thread.
+
+    Args:
+        argv: program and arguments; no shell.
+        stdin_fd: what it reads; ours stays open.
+        stdout_fd: what it writes; ours stays open.
+
+    Raises:
+        OSError: it could not be started; nothing is left behind.
+    """
+
+    def __init__(self, argv: Sequence[str], *, stdin_fd: int, stdout_fd: int) -> None:
+        self._lock = threading.Lock()
+        self._reaped = False
+        self._process = subprocess.Popen(
+            argv,
+            stdin=stdin_fd,
+            stdout=stdout_fd,
+            stderr=subprocess.PIPE,
+            env=_child_environment(None),
+            close_fds=True,
+            process_group=0,
+        )
+        try:
+            self._process_fd = os.pidfd_open(self._process.pid)
+        except OSError:
+            self._process.kill()
+            self._process.communicate()
+            raise
+        self.ended: Future[FilterExit] = start_thread(self._watch, name="filter-watch")
+
+    def kill(self) -> None:
+        """Kill -9 its process group, unless it has ended. Idempotent, returns at once."""
+        with self._lock:
+            # Unreaped, the id is surely still this process's and never a stranger's.
+            if not self._reaped:
+                _signal_group(self._process.pid, signal.SIGKILL)
+
+    def _watch(self) -> FilterExit:
+        words = self._read_stderr_until_exit()
+        os.close(self._process_fd)
+        with self._lock:
+            code = self._process.wait()
+            self._reaped = True
+        lines = words.decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return FilterExit(
+            status=max(code, 0), signal_number=max(-code, 0), last_words=said[-1] if said else ""
+        )
+
+    def _read_stderr_until_exit(self) -> bytearray:
+        # The exit counts, not the end of standard error, which a grandchild may keep open.
+        stream = self._process.stderr
+        assert stream is not None
+        words = bytearray()
+        with stream:
+            os.set_blocking(stream.fileno(), False)
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLIN)
+            poll.register(self._process_fd, select.POLLIN)
+            while True:
+                ready = {fd for fd, _ in poll.poll()}
+                if stream.fileno() in ready:
+                    data = os.read(stream.fileno(), _READ_BYTES)
+                    words += data
+                    del words[:-_STDERR_BYTES_MAX]
+                    if data:
+                        continue
+                    poll.unregister(stream.fileno())
+                if self._process_fd in ready:
+                    return words

@@ -1,0 +1,441 @@
+"""One running backup: copy jobs, copy-before-write, errors and the end.
+
+Owns the work between the `backup` command and its last event. Disks are copied one after the other,
+the last one first, in steps of 1 MiB; a guest write to a place not yet saved first hands over the
+old bytes. While the target is full nothing goes on: no job, no such guest write, no cancel.
+Commands and their checks are left to `backup_commands`.
+Source: PVE interface, section 5; recorded sessions ``pve-*``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vzdump_qemu.units import MIB, ceil_div
+from vzsim.fakeqmp.backup_state import BackupFigures
+from vzsim.fakeqmp.disks import Disk
+from vzsim.fakeqmp.jobs import Emit, Job, JobPhase, Jobs
+from vzsim.fakeqmp.outside import Timebase, Timer
+from vzsim.fakeqmp.script import BackupRules
+from vzsim.fakeqmp.vma_output import VMA_CLUSTER_BYTES, VmaOutput
+
+_STEP_BYTES = MIB
+_STEP_CLUSTERS = _STEP_BYTES // VMA_CLUSTER_BYTES
+# Work of one turn: large enough for speed, small enough for a monitor to answer meanwhile.
+_TURN_BYTES = 4 * MIB
+_VMA_BLOCK_BYTES = 4096
+_EPERM = 1
+_ECANCELED = 125
+
+WriteDone = Callable[[int], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class DiskCopy:
+    """One disk of a backup and how far it is."""
+
+    job: Job
+    disk: Disk
+    vma_dev_id: int
+    fleecing: Disk | None = None
+    saved: bytearray = field(default_factory=bytearray)
+    in_fleecing: set[int] = field(default_factory=set)
+    next_index: int = 0
+    ready_at_s: float = 0.0
+    read_error: int = 0
+
+    @property
+    def cluster_count(self) -> int:
+        return ceil_div(self.disk.size_bytes, VMA_CLUSTER_BYTES)
+
+
+@dataclass(slots=True, kw_only=True)
+class _HeldWrite:
+    copy: DiskCopy
+    offset_bytes: int
+    data: bytes
+    done: WriteDone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParts:
+    """What a run works with."""
+
+    jobs: Jobs
+    emit: Emit
+    timebase: Timebase
+    rules: BackupRules
+    figures: BackupFigures
+    on_die: Callable[[], None]
+    on_end: Callable[[], None]
+
+
+class BackupRun:
+    """The work of one backup from its jobs' creation to its end."""
+
+    def __init__(
+        self, parts: RunParts, copies: Sequence[DiskCopy], make_output: Callable[..., VmaOutput]
+    ) -> None:
+        self._parts = parts
+        self._copies = {copy.job.job_id: copy for copy in copies}
+        self.output = make_output(on_drained=self._drained)
+        # Jobs run one after the other, beginning with the last.
+        self._todo = list(copies)
+        self._order: list[DiskCopy] = []
+        self._timer: Timer | None = None
+        self._held: list[_HeldWrite] = []
+        self._stall_used = False
+        self._cancel_done: list[Callable[[], None]] = []
+        self._stalled = False
+        self._ended = False
+
+    def start(self) -> None:
+        """Create the jobs and start the first; the point in time is now."""
+        for copy in self._todo:
+            copy.saved = bytearray(copy.cluster_count)
+            self._parts.jobs.add(
+                copy.job, on_change=self._job_changed, on_cancel=self._cancel_one
+            )
+        self._start_next()
+
+    def die_quietly(self) -> None:
+        """Stop all work without a word: the process is gone."""
+        self._ended = True
+        self._stop_timer()
+        self.output.close()
+
+    def guest_write(self, device_id: str, offset_bytes: int, data: bytes, done: WriteDone) -> None:
+        """Carry out a guest write; `done` gets 0 or an errno, now or when the target allows."""
+        copy = self._copies[device_id]
+        held = _HeldWrite(copy=copy, offset_bytes=offset_bytes, data=data, done=done)
+        if self._held or not self._try_write(held):
+            self._held.append(held)
+
+    def covers(self, device_id: str) -> bool:
+        """Whether writes to that device must go through this run."""
+        return device_id in self._copies and not self._ended
+
+    def cancel(self, done: Callable[[], None]) -> None:
+        """``backup-cancel``: everything is over when `done` is called.
+
+        While the target takes nothing this does not end: the write in progress is waited for.
+        """
+        self._parts.figures.record_error("backup canceled")
+        self._cancel_done.append(done)
+        self._stop_timer()
+        if self.output.is_blocked:
+            self.output.drop()
+            return
+        self._finish_cancel()
+
+    # -- copying -------------------------------------------------------------------------------
+
+    def _start_next(self) -> None:
+        while self._todo:
+            copy = self._todo.pop()
+            self._order.append(copy)
+            self._parts.jobs.move(copy.job, JobPhase.RUNNING)
+            copy.ready_at_s = self._parts.timebase.now_s()
+            if copy.cluster_count:
+                self._schedule(0.0)
+                return
+            self._parts.jobs.move(copy.job, JobPhase.WAITING)
+        self._complete()
+
+    def _schedule(self, delay_s: float) -> None:
+        self._stop_timer()
+        self._timer = self._parts.timebase.call_later(delay_s, self._turn)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def _current(self) -> DiskCopy:
+        return self._order[-1]
+
+    def _turn(self) -> None:
+        self._timer = None
+        budget = _TURN_BYTES
+        while budget > 0 and not self._ended:
+            copy = self._current
+            job = copy.job
+            if job.phase is not JobPhase.RUNNING or self.output.is_blocked or self._stalled:
+                return
+            wait_s = copy.ready_at_s - self._parts.timebase.now_s()
+            if wait_s > 0:
+                self._schedule(wait_s)
+                return
+            if self._obeyed_script():
+                return
+            taken = self._copy_step(copy)
+            if taken is None:
+                return
+            budget -= taken
+            if copy.next_index >= copy.cluster_count:
+                if copy.read_error:
+                    self._read_failed(copy)
+                    return
+                self._parts.jobs.move(job, JobPhase.WAITING)
+                self._start_next()
+                return
+        if not self._ended:
+            self._schedule(0.0)
+
+    def _obeyed_script(self) -> bool:
+        rules, done_bytes = self._parts.rules, self._parts.figures.transferred_bytes
+        if rules.die_at_bytes is not None and done_bytes >= rules.die_at_bytes:
+            self._parts.on_die()
+            return True
+        if rules.fail_at_bytes is not None and done_bytes >= rules.fail_at_bytes:
+            self._parts.figures.record_error(rules.fail_text)
+            self._fail(self._current, operation="read", text="Input/output error")
+            return True
+        at = rules.stall_at_bytes
+        if at is not None and done_bytes >= at and rules.stall_s > 0 and not self._stall_used:
+            self._stalled = True
+            self._stall_used = True
+            self._timer = self._parts.timebase.call_later(rules.stall_s, self._end_stall)
+            return True
+        return False
+
+    def _end_stall(self) -> None:
+        self._stalled = False
+        self._schedule(0.0)
+
+    def _copy_step(self, copy: DiskCopy) -> int | None:
+        """Copy up to the end of a 1 MiB step; None if the output waits or the run failed."""
+        end_index = min(
+            (copy.next_index // _STEP_CLUSTERS + 1) * _STEP_CLUSTERS, copy.cluster_count
+        )
+        began_index = copy.next_index
+        while copy.next_index < end_index:
+            run_count = self._unsaved_count(copy, copy.next_index, end_index)
+            if run_count == 0:
+                copy.next_index += 1
+                continue
+            if self.output.error_text:
+                self._parts.figures.record_error(self.output.error_text)
+                self._fail(copy, operation="write", text="Operation not permitted")
+                return None
+            try:
+                taken_count = self._save(copy, copy.next_index, run_count)
+            except OSError as error:
+                # Other workers' requests go on: the failure is noticed after their steps.
+                copy.read_error = error.errno or 5
+                copy.next_index = end_index
+                return _STEP_BYTES
+            copy.next_index += taken_count
+            if self.output.is_blocked:
+                if copy.next_index == end_index:
+                    self._step_done(copy, end_index)
+                return None
+        self._step_done(copy, end_index)
+        return max((end_index - began_index) * VMA_CLUSTER_BYTES, 1)
+
+    def _step_done(self, copy: DiskCopy, end_index: int) -> None:
+        size_bytes = copy.disk.size_bytes
+        step_start = (end_index - 1) // _STEP_CLUSTERS * _STEP_BYTES
+        step_bytes = min(end_index * VMA_CLUSTER_BYTES, size_bytes) - step_start
+        copy.job.offset_bytes += step_bytes
+        limits = [
+            rate for rate in (copy.job.speed_bytes_per_s, self._parts.rules.bytes_per_s) if rate > 0
+        ]
+        if limits:
+            copy.ready_at_s += step_bytes / min(limits)
+
+    def _unsaved_count(self, copy: DiskCopy, first_index: int, end_index: int) -> int:
+        next_saved = copy.saved.find(1, first_index, end_index)
+        return (end_index if next_saved < 0 else next_saved) - first_index
+
+    def _save(self, copy: DiskCopy, first_index: int, count: int) -> int:
+        """Hand over clusters, no more than the extent has room for; return how many."""
+        count = min(count, self.output.free_slot_count)
+        if copy.in_fleecing:
+            count = self._same_source_count(copy, first_index, count)
+        offset = first_index * VMA_CLUSTER_BYTES
+        length = min(count * VMA_CLUSTER_BYTES, copy.disk.size_bytes - offset)
+        source = copy.disk
+        if copy.fleecing is not None and first_index in copy.in_fleecing:
+            source = copy.fleecing
+        data = source.read(offset, length)
+        self._parts.figures.zero_bytes += _count_zero_bytes(data)
+        self.output.add(copy.vma_dev_id, first_index, data)
+        self._parts.figures.transferred_bytes += length
+        copy.saved[first_index : first_index + count] = b"\1" * count
+        return count
+
+    def _same_source_count(self, copy: DiskCopy, first_index: int, count: int) -> int:
+        is_saved = first_index in copy.in_fleecing
+        for index in range(first_index + 1, first_index + count):
+            if (index in copy.in_fleecing) != is_saved:
+                return index - first_index
+        return count
+
+    # -- the guest -----------------------------------------------------------------------------
+
+    def _try_write(self, held: _HeldWrite) -> bool:
+        """Carry out a guest write; False if it must wait for the target."""
+        copy = held.copy
+        first_index = held.offset_bytes // VMA_CLUSTER_BYTES
+        end_index = ceil_div(held.offset_bytes + len(held.data), VMA_CLUSTER_BYTES)
+        if not self._ended:
+            for index in range(first_index, end_index):
+                if copy.saved[index] or index in copy.in_fleecing:
+                    continue
+                if copy.fleecing is not None:
+                    self._save_to_fleecing(copy, index)
+                    continue
+                if self.output.is_blocked:
+                    return False
+                if self.output.error_text:
+                    held.done(_EPERM)
+                    return True
+                self._save(copy, index, 1)
+        copy.disk.write(held.offset_bytes, held.data)
+        held.done(0)
+        return True
+
+    def _save_to_fleecing(self, copy: DiskCopy, index: int) -> None:
+        if copy.fleecing is None:
+            return
+        offset = index * VMA_CLUSTER_BYTES
+        length = min(VMA_CLUSTER_BYTES, copy.disk.size_bytes - offset)
+        copy.fleecing.write(offset, bytes(copy.disk.read(offset, length)))
+        copy.in_fleecing.add(index)
+
+    def _serve_held_writes(self) -> None:
+        while self._held and self._try_write(self._held[0]):
+            del self._held[0]
+
+    # -- ends ----------------------------------------------------------------------------------
+
+    def _drained(self) -> None:
+        if self._ended:
+            return
+        if self._cancel_done:
+            self._finish_cancel()
+            return
+        if not self._order or all(not self.covers_phase(copy) for copy in self._order):
+            self._close()
+            return
+        self._serve_held_writes()
+        if not self.output.is_blocked and self._timer is None and not self._stalled:
+            self._schedule(0.0)
+
+    def covers_phase(self, copy: DiskCopy) -> bool:
+        """Whether that disk's job still exists."""
+        return copy.job.phase is not JobPhase.GONE
+
+    def _complete(self) -> None:
+        jobs = [copy.job for copy in self._order]
+        for job in jobs:
+            self._parts.jobs.move(job, JobPhase.PENDING)
+        for job in jobs:
+            self._parts.jobs.end(job, "BLOCK_JOB_COMPLETED")
+        self.output.finish()
+
+    def _read_failed(self, copy: DiskCopy) -> None:
+        text = os.strerror(copy.read_error)
+        self._parts.figures.record_error(f"job failed with err -{copy.read_error} - {text}")
+        self._fail(copy, operation="read", text=text)
+
+    def _fail(self, copy: DiskCopy, *, operation: str, text: str) -> None:
+        jobs, job = self._parts.jobs, copy.job
+        self._stop_timer()
+        self._parts.emit(
+            "BLOCK_JOB_ERROR",
+            {"device": job.job_id, "operation": operation, "action": "report"},
+        )
+        jobs.move(job, JobPhase.ABORTING)
+        self._abort_waiting()
+        jobs.end(job, "BLOCK_JOB_COMPLETED", error_text=text)
+        self._abort_created()
+        self.output.finish()
+
+    def _abort_waiting(self) -> None:
+        waiting = [copy.job for copy in self._order if copy.job.phase is JobPhase.WAITING]
+        for job in waiting:
+            self._parts.jobs.move(job, JobPhase.ABORTING)
+        for job in waiting:
+            self._parts.jobs.end(job, "BLOCK_JOB_CANCELLED")
+
+    def _abort_created(self) -> None:
+        for copy in self._todo:
+            self._parts.jobs.move(copy.job, JobPhase.ABORTING)
+            self._parts.jobs.end(copy.job, "BLOCK_JOB_CANCELLED")
+        self._todo.clear()
+
+    def _job_changed(self, job: Job) -> None:
+        copy = self._copies[job.job_id]
+        copy.ready_at_s = min(copy.ready_at_s, self._parts.timebase.now_s())
+        if copy is self._order[-1] and job.phase is JobPhase.RUNNING and not self._stalled:
+            self._schedule(0.0)
+
+    def _cancel_one(self, job: Job) -> None:
+        """``block-job-cancel`` of one job ends all."""
+        self._parts.figures.record_error(
+            f"job failed with err -{_ECANCELED} - Operation canceled"
+        )
+        self._stop_timer()
+        started = [copy.job for copy in self._order if copy.job.phase is not JobPhase.GONE]
+        created = [copy.job for copy in self._todo]
+        chosen = [job] + [other for other in started if other is not job]
+        for each in chosen:
+            self._parts.jobs.move(each, JobPhase.ABORTING)
+        for each in chosen:
+            self._parts.jobs.end(each, "BLOCK_JOB_CANCELLED")
+        for each in created:
+            if each is not job:
+                self._parts.jobs.move(each, JobPhase.ABORTING)
+                self._parts.jobs.end(each, "BLOCK_JOB_CANCELLED")
+        self._todo.clear()
+        self.output.finish()
+
+    def _finish_cancel(self) -> None:
+        jobs = self._parts.jobs
+        started = [copy.job for copy in self._order if copy.job.phase is not JobPhase.GONE]
+        created = [copy.job for copy in self._todo]
+        for job in created + list(reversed(started)):
+            jobs.move(job, JobPhase.ABORTING)
+        for job in started:
+            jobs.end(job, "BLOCK_JOB_CANCELLED")
+        for job in created:
+            jobs.end(job, "BLOCK_JOB_CANCELLED")
+        self._todo.clear()
+        self._close()
+
+    def _close(self) -> None:
+        """The target is closed, the figures get their end; held writes go through."""
+        if self._ended:
+            return
+        self._ended = True
+        self._stop_timer()
+        if self.output.error_text:
+            self._parts.figures.record_error(self.output.error_text)
+        self.output.close()
+        self._parts.figures.end_s = int(self._parts.timebase.now_s())
+        self._serve_held_writes()
+        for done in self._cancel_done:
+            done()
+        self._parts.on_end()
+
+
+def _count_zero_bytes(data: bytes | bytearray | memoryview) -> int:
+    """Zero data in blocks of 4 KiB, counted past the end of the disk up to a whole cluster."""
+    whole_bytes = len(data) // _VMA_BLOCK_BYTES * _VMA_BLOCK_BYTES
+    words = np.frombuffer(data, dtype=np.uint64, count=whole_bytes // 8)
+    used = words.reshape(-1, _VMA_BLOCK_BYTES // 8).any(axis=1)
+    zero_count = whole_bytes // _VMA_BLOCK_BYTES - int(np.count_nonzero(used))
+    rest = bytes(memoryview(data)[whole_bytes:])
+    block_count = whole_bytes // _VMA_BLOCK_BYTES
+    if rest:
+        block_count += 1
+        zero_count += not rest.strip(b"\0")
+    padded_count = -block_count % (VMA_CLUSTER_BYTES // _VMA_BLOCK_BYTES)
+    return (zero_count + padded_count) * _VMA_BLOCK_BYTES

@@ -1,0 +1,229 @@
+"""The commands of one machine: a table from name to what it does.
+
+Arguments have been checked (`schema`); backups live in `backup_commands`, run states in
+`run_state`, the human monitor in `human_monitor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vzdump_qemu.units import SECTOR_BYTES, round_up
+from vzsim.fakeqmp.backup_commands import SUPPORT
+from vzsim.fakeqmp.human_monitor import HumanMonitor
+from vzsim.fakeqmp.replies import Pending
+from vzsim.fakeqmp.schema import CommandError, Dialect, command_names, not_found
+
+if TYPE_CHECKING:
+    from vzsim.fakeqmp.machine import Machine
+    from vzsim.fakeqmp.monitor import Monitor
+
+_Handler = Callable[["Monitor", Mapping[str, Any]], Any]
+
+
+class Commands:
+    """Carries out the commands of one machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._human = HumanMonitor(machine)
+        self._table: dict[str, _Handler] = {
+            **self._query_table(),
+            **self._control_table(),
+            **self._block_table(),
+            **self._backup_table(),
+            "qmp_capabilities": self._negotiate,
+            "getfd": self._getfd,
+            "closefd": self._closefd,
+            "add-fd": self._add_fd,
+            "remove-fd": self._remove_fd,
+            "human-monitor-command": lambda monitor, given: self._human.carry_out(
+                monitor, given["command-line"]
+            ),
+        }
+
+    def carry_out(self, monitor: Monitor, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Carry out one command.
+
+        Raises: CommandError; also for a command that exists and is not simulated.
+        """
+        handler = self._table.get(name)
+        if handler is None:
+            raise CommandError(f"The command {name} is not simulated")
+        return handler(monitor, arguments)
+
+    def _query_table(self) -> dict[str, _Handler]:
+        machine = self._machine
+        dialect = machine.config.dialect
+        return {
+            "query-version": lambda _m, _a: machine.config.version,
+            "query-status": lambda _m, _a: self._status(),
+            "query-name": lambda _m, _a: (
+                {"name": machine.config.name} if machine.config.name else {}
+            ),
+            "query-commands": lambda _m, _a: [{"name": name} for name in command_names(dialect)],
+            "query-block": lambda _m, _a: machine.block.describe_backends(),
+            "query-named-block-nodes": lambda _m, _a: machine.block.describe_nodes(),
+            "query-jobs": lambda _m, _a: machine.jobs.describe(),
+            "query-block-jobs": lambda _m, _a: machine.jobs.describe_block_jobs(),
+            "query-block-exports": lambda _m, _a: [],
+            "query-fdsets": lambda _m, _a: machine.fd_sets.describe(),
+            "query-chardev": lambda _m, _a: self._chardevs(),
+            "query-current-machine": lambda _m, _a: {"wakeup-suspend-support": True},
+        }
+
+    def _control_table(self) -> dict[str, _Handler]:
+        machine, control = self._machine, self._machine.control
+        return {
+            "cont": lambda _m, _a: control.cont(),
+            "stop": lambda _m, _a: control.stop(),
+            "system_reset": lambda _m, _a: control.reset(),
+            "system_wakeup": lambda _m, _a: control.wake_up(),
+            "system_powerdown": lambda _m, _a: self._power_down(),
+            "set-action": lambda _m, given: control.set_action(
+                reboot=given.get("reboot"), shutdown=given.get("shutdown")
+            ),
+            "quit": lambda _m, _a: self._quit(machine),
+        }
+
+    def _block_table(self) -> dict[str, _Handler]:
+        machine = self._machine
+        return {
+            "blockdev-add": lambda _m, given: self._done(machine.block.add_node(given)),
+            "blockdev-del": lambda _m, given: self._done(
+                machine.block.remove_node(given["node-name"])
+            ),
+            "block_resize": lambda _m, given: self._resize(given),
+            "eject": lambda _m, given: self._eject(given),
+            "block-job-set-speed": lambda _m, given: self._done(
+                machine.jobs.set_speed(given["device"], given["speed"])
+            ),
+            "block-job-cancel": lambda _m, given: self._done(
+                machine.jobs.cancel(given["device"])
+            ),
+            "block-job-pause": lambda _m, given: self._done(
+                machine.jobs.hold(given["device"], held=True)
+            ),
+            "block-job-resume": lambda _m, given: self._done(
+                machine.jobs.hold(given["device"], held=False)
+            ),
+            "blockdev-snapshot-sync": lambda _m, given: self._refused(given, drains=True),
+            "block-stream": lambda _m, given: self._refused(given, drains=False),
+        }
+
+    def _backup_table(self) -> dict[str, _Handler]:
+        if self._machine.config.dialect is not Dialect.PVE:
+            return {}
+        backup = self._machine.backup
+        return {
+            "backup": backup.start,
+            "backup-cancel": lambda _m, _a: backup.cancel(),
+            "query-backup": lambda _m, _a: backup.query(),
+            "query-pbs-bitmap-info": lambda _m, _a: backup.query_bitmaps(),
+            "query-proxmox-support": lambda _m, _a: dict(SUPPORT),
+            "backup-access-setup": lambda _m, given: backup.access_setup(given),
+            "backup-access-teardown": lambda _m, given: backup.access_remove(given),
+        }
+
+    @staticmethod
+    def _done(_effect: object) -> dict[str, Any]:
+        """The empty reply of a command that was carried out."""
+        return {}
+
+    def _negotiate(self, monitor: Monitor, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        for wanted in arguments.get("enable", []):
+            if wanted != "oob":
+                raise CommandError(f"Parameter 'enable' does not accept value '{wanted}'")
+            if self._machine.config.dialect is not Dialect.UPSTREAM:
+                raise CommandError("Capability oob not available")
+            monitor.oob_enabled = True
+        monitor.negotiated = True
+        return {}
+
+    def _status(self) -> dict[str, Any]:
+        control = self._machine.control
+        status = {"status": control.state.value, "running": control.is_running}
+        if self._machine.config.dialect is Dialect.UPSTREAM:
+            status["singlestep"] = False
+        return status
+
+    def _chardevs(self) -> list[dict[str, Any]]:
+        agent = self._machine.agent
+        replies = []
+        for label, filename in self._machine.config.chardevs:
+            is_open = label not in ("agent0", "qga0") or (agent is not None and agent.is_up)
+            replies.append({"frontend-open": is_open, "filename": filename, "label": label})
+        return replies
+
+    def _power_down(self) -> dict[str, Any]:
+        self._machine.emit("POWERDOWN")
+        if self._machine.control.is_running:
+            self._machine.timebase.call_later(0.0, self._machine.control.guest_powers_off)
+        return {}
+
+    def _quit(self, machine: Machine) -> Pending:
+        pending = Pending()
+        machine.quit()
+        machine.backup.stop_for_exit(lambda: pending.resolve({}))
+        return pending
+
+    # -- descriptors ---------------------------------------------------------------------------
+
+    def _getfd(self, monitor: Monitor, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        fd = monitor.fds.take_arrived()
+        name = arguments["fdname"]
+        if name[:1].isdigit():
+            self._machine.host.close_fd(fd)
+            raise CommandError("Parameter 'fdname' expects a name not starting with a digit")
+        monitor.fds.name(name, fd)
+        return {}
+
+    def _closefd(self, monitor: Monitor, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        name = arguments["fdname"]
+        fd = monitor.fds.take_named(name)
+        if fd is None:
+            raise CommandError(f"File descriptor named '{name}' not found")
+        self._machine.host.close_fd(fd)
+        return {}
+
+    def _add_fd(self, monitor: Monitor, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        fd = monitor.fds.take_arrived()
+        return dict(
+            self._machine.fd_sets.add(
+                fd, set_id=arguments.get("fdset-id"), opaque=arguments.get("opaque")
+            )
+        )
+
+    def _remove_fd(self, _monitor: Monitor, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self._machine.fd_sets.remove(arguments["fdset-id"], arguments.get("fd"))
+        return {}
+
+    # -- block devices -------------------------------------------------------------------------
+
+    def _resize(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        name = arguments.get("device", arguments.get("node-name", ""))
+        self._machine.jobs.refuse_if_busy(name)
+        node = self._machine.block.find(name)
+        if node.disk is not None:
+            node.disk.resize(round_up(arguments["size"], SECTOR_BYTES))
+        return {}
+
+    def _eject(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        name = arguments.get("device", arguments.get("id", ""))
+        backend = self._machine.block.backend(name)
+        if backend is None:
+            raise not_found(name)
+        self._machine.jobs.refuse_if_busy(name)
+        if not backend.removable:
+            raise CommandError(f"Device '{name}' is not removable")
+        backend.node = None
+        return {}
+
+    def _refused(self, arguments: Mapping[str, Any], *, drains: bool) -> Any:
+        """Operations known only for being refused while a job runs."""
+        if drains:
+            self._machine.jobs.drain()
+            self._machine.jobs.drain()
+        self._machine.jobs.refuse_if_busy(arguments.get("device", ""))
+        raise CommandError("this operation is not simulated")

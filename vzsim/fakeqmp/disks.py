@@ -1,0 +1,133 @@
+"""Disks of a simulated machine: bytes that can be read and written at any offset.
+
+Owns the `Disk` port and the two plain kinds, in memory and a raw file. qcow2 lives in `qcow2`.
+Sizes are whole sectors as QEMU sees them: a raw file of 1000 bytes is a disk of 1024.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from vzdump_qemu.units import SECTOR_BYTES, round_up
+
+
+class Disk(Protocol):
+    """One disk image. Errors are OSError, as from the file below it."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What the image takes on its storage."""
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray | memoryview:
+        """Exactly that many bytes; what lies behind the end of a file reads as zero."""
+
+    def write(self, offset_bytes: int, data: bytes) -> None: ...
+
+    def resize(self, size_bytes: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MemoryDisk:
+    """A disk held in memory."""
+
+    def __init__(self, content: bytes | bytearray) -> None:
+        self._data = bytearray(content)
+        self._data.extend(bytes(round_up(len(self._data), SECTOR_BYTES) - len(self._data)))
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._data)
+
+    @property
+    def allocated_bytes(self) -> int:
+        return len(self._data)
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        return bytes(memoryview(self._data)[offset_bytes : offset_bytes + length_bytes])
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        self._data[offset_bytes : offset_bytes + len(data)] = data
+
+    def resize(self, size_bytes: int) -> None:
+        if size_bytes < len(self._data):
+            del self._data[size_bytes:]
+        else:
+            self._data.extend(bytes(size_bytes - len(self._data)))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class RawFileDisk:
+    """A raw image file.
+
+    Raises: OSError, at the constructor too.
+    """
+
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        self._size_bytes = round_up(os.lseek(self._fd, 0, os.SEEK_END), SECTOR_BYTES)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        return os.fstat(self._fd).st_blocks * SECTOR_BYTES
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray:
+        data = os.pread(self._fd, length_bytes, offset_bytes)
+        if len(data) < length_bytes:
+            padded = bytearray(length_bytes)
+            padded[: len(data)] = data
+            return padded
+        return data
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], offset_bytes + done)
+
+    def resize(self, size_bytes: int) -> None:
+        os.ftruncate(self._fd, size_bytes)
+        self._size_bytes = size_bytes
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class FaultyDisk:
+    """A disk of which one sector cannot be read (what QEMU's blkdebug driver does)."""
+
+    def __init__(self, inner: Disk, *, bad_sector: int, errno_code: int) -> None:
+        self._inner = inner
+        self._bad_offset = bad_sector * SECTOR_BYTES
+        self._errno_code = errno_code
+
+    @property
+    def size_bytes(self) -> int:
+        return self._inner.size_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self._inner.allocated_bytes
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray | memoryview:
+        if offset_bytes <= self._bad_offset < offset_bytes + length_bytes:
+            raise OSError(self._errno_code, os.strerror(self._errno_code))
+        return self._inner.read(offset_bytes, length_bytes)
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        self._inner.write(offset_bytes, data)
+
+    def resize(self, size_bytes: int) -> None:
+        self._inner.resize(size_bytes)
+
+    def close(self) -> None:
+        self._inner.close()

@@ -1,0 +1,6 @@
+"""The kernel of a simulation: virtual time, seeded scheduling, seeded chance per component."""
+
+from vzsim.kernel.chance import Chance
+from vzsim.kernel.loop import Deadlock, SimulatedLoop, run_simulated
+
+__all__ = ["Chance", "Deadlock", "SimulatedLoop", "run_simulated"]

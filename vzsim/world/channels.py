@@ -1,0 +1,280 @@
+"""Client ends of a simulated machine's monitor and agent: the `Qmp` and `Agent` ports in memory.
+
+The conversation is the real one, byte for byte; only sockets and framing of a client are left
+out. One client at a time: the next waits until the first has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from vzdump_qemu.errors import (
+    AgentCommandError,
+    AgentTimeout,
+    AgentUnreachable,
+    QmpClosed,
+    QmpCommandError,
+    QmpTimeout,
+    QmpUnreachable,
+)
+from vzdump_qemu.ports import QmpEvent
+from vzsim.fakeqmp.agent import Agent as AgentMachine
+from vzsim.fakeqmp.monitor import Monitor
+
+EVENT_COUNT_MAX = 10_000
+AGENT_SYNC_TIMEOUT_S = 5.0
+
+
+class MemoryQmp:
+    """One client of one monitor."""
+
+    def __init__(self, monitor: Monitor, duplicate_fd: Callable[[int], int]) -> None:
+        self._monitor = monitor
+        self._duplicate_fd = duplicate_fd
+        self._replies: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
+        self._listeners: list[tuple[frozenset[str], deque[QmpEvent], asyncio.Event]] = []
+        self._next_id = 0
+        self._closed = False
+
+    def open(self) -> None:
+        """Connect and wait for nothing: the greeting is only read."""
+        self._monitor.connect(self._take, self._hung_up)
+
+    def close(self) -> None:
+        """Leave."""
+        if not self._closed:
+            self._closed = True
+            self._monitor.disconnect()
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float
+    ) -> Any:
+        """As the port says."""
+        return await self._execute(command, arguments, (), timeout_s)
+
+    async def execute_with_fd(
+        self, command: str, arguments: Mapping[str, Any], fd: int, *, timeout_s: float
+    ) -> Any:
+        """As the port says; QEMU gets a descriptor of its own."""
+        return await self._execute(command, arguments, (self._duplicate_fd(fd),), timeout_s)
+
+    @asynccontextmanager
+    async def events(self, *names: str) -> AsyncIterator[AsyncIterator[QmpEvent]]:
+        """As the port says; bounded, the oldest are dropped."""
+        queue: deque[QmpEvent] = deque(maxlen=EVENT_COUNT_MAX)
+        entry = (frozenset(names), queue, asyncio.Event())
+        self._listeners.append(entry)
+
+        async def iterate() -> AsyncIterator[QmpEvent]:
+            while True:
+                while queue:
+                    yield queue.popleft()
+                if self._closed:
+                    return
+                entry[2].clear()
+                await entry[2].wait()
+
+        try:
+            yield iterate()
+        finally:
+            self._listeners.remove(entry)
+
+    async def _execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None,
+        fds: tuple[int, ...],
+        timeout_s: float,
+    ) -> Any:
+        if self._closed:
+            raise QmpClosed("client closed connection")
+        self._next_id += 1
+        message: dict[str, Any] = {"execute": command, "id": self._next_id}
+        if arguments:
+            message["arguments"] = dict(arguments)
+        reply = asyncio.get_running_loop().create_future()
+        self._replies[self._next_id] = reply
+        self._monitor.receive(json.dumps(message).encode() + b"\r\n", fds)
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await reply
+        except TimeoutError as error:
+            # A late reply must never be taken for the next one: this connection is spent.
+            self.close()
+            raise QmpTimeout("got timeout") from error
+        if "error" in answer:
+            raise QmpCommandError(
+                command=command,
+                error_class=answer["error"]["class"],
+                description=answer["error"]["desc"],
+            )
+        return answer["return"]
+
+    def _take(self, data: bytes) -> None:
+        for line in data.splitlines():
+            message = json.loads(line)
+            if "event" in message:
+                event = QmpEvent(name=message["event"], data=message.get("data", {}))
+                for names, queue, ready in self._listeners:
+                    if not names or event.name in names:
+                        queue.append(event)
+                        ready.set()
+                continue
+            reply = self._replies.pop(message.get("id", -1), None)
+            if reply is not None and not reply.done():
+                reply.set_result(message)
+
+    def _hung_up(self) -> None:
+        self._closed = True
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(QmpClosed("client closed connection"))
+        self._replies.clear()
+        for _, _, ready in self._listeners:
+            ready.set()
+
+
+class MemoryAgent:
+    """One client of one agent channel."""
+
+    def __init__(self, machine: AgentMachine, sync_ids: Callable[[], int]) -> None:
+        self._machine = machine
+        self._sync_ids = sync_ids
+        self._buffer = bytearray()
+        self._arrived = asyncio.Event()
+        self._closed = False
+
+    def open(self) -> None:
+        """Connect; nothing is said yet."""
+        self._machine.connect(self._take, self._hung_up)
+
+    def close(self) -> None:
+        """Leave; what was asked is still carried out."""
+        if not self._closed:
+            self._closed = True
+            self._machine.disconnect()
+
+    async def synchronise(self, timeout_s: float) -> None:
+        """One delimited round trip. Raises AgentUnreachable."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._sync()
+        except TimeoutError as error:
+            raise AgentUnreachable("no answer from the guest agent") from error
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float
+    ) -> Any:
+        """As the port says."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._sync()
+                message: dict[str, Any] = {"execute": command}
+                if arguments:
+                    message["arguments"] = dict(arguments)
+                self._send(message)
+                answer = json.loads(await self._line())
+        except TimeoutError as error:
+            raise AgentTimeout("got timeout") from error
+        if "error" in answer:
+            raise AgentCommandError(
+                error_class=answer["error"]["class"], description=answer["error"]["desc"]
+            )
+        return answer["return"]
+
+    async def _sync(self) -> None:
+        sync_id = self._sync_ids()
+        self._send({"execute": "guest-sync-delimited", "arguments": {"id": sync_id}})
+        while True:
+            line = await self._line()
+            at = line.rfind(b"\xff")
+            if at >= 0 and json.loads(line[at + 1 :]).get("return") == sync_id:
+                return
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        if self._closed:
+            raise AgentTimeout("client closed connection")
+        self._machine.receive(json.dumps(message).encode() + b"\n")
+
+    async def _line(self) -> bytes:
+        while b"\n" not in self._buffer:
+            if self._closed:
+                raise AgentTimeout("client closed connection")
+            self._arrived.clear()
+            await self._arrived.wait()
+        line, _, rest = bytes(self._buffer).partition(b"\n")
+        self._buffer = bytearray(rest)
+        return line
+
+    def _take(self, data: bytes) -> None:
+        self._buffer += data
+        self._arrived.set()
+
+    def _hung_up(self) -> None:
+        self._closed = True
+        self._arrived.set()
+
+
+class OneClient:
+    """A socket that serves one client at a time."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def serve(self, timeout_s: float, refusal: Exception) -> AsyncIterator[None]:
+        """Wait for one's turn, bounded; raise `refusal` otherwise."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._lock.acquire()
+        except TimeoutError as error:
+            raise refusal from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+@asynccontextmanager
+async def open_qmp(
+    monitor: Monitor,
+    turn: OneClient,
+    *,
+    timeout_s: float,
+    duplicate_fd: Callable[[int], int],
+) -> AsyncIterator[MemoryQmp]:
+    """Connect to a monitor and negotiate."""
+    refusal = QmpUnreachable("no greeting from the monitor: another client may hold it")
+    async with turn.serve(timeout_s, refusal):
+        client = MemoryQmp(monitor, duplicate_fd)
+        client.open()
+        try:
+            await client.execute("qmp_capabilities", timeout_s=timeout_s)
+            yield client
+        finally:
+            client.close()
+
+
+def open_agent(
+    machine: AgentMachine, turn: OneClient, *, timeout_s: float, sync_ids: Callable[[], int]
+) -> AbstractAsyncContextManager[MemoryAgent]:
+    """Connect to an agent and synchronise."""
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[MemoryAgent]:
+        refusal = AgentUnreachable("another client holds the agent's channel")
+        async with turn.serve(timeout_s, refusal):
+            client = MemoryAgent(machine, sync_ids)
+            client.open()
+            try:
+                await client.synchronise(timeout_s)
+                yield client
+            finally:
+                client.close()
+
+    return connect()

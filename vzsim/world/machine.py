@@ -1,0 +1,302 @@
+"""One simulated VM of a simulated node: its QEMU process, its power, its disks and its guest.
+
+The `Machine` and `Power` ports over `vzsim.fakeqmp`, in memory and in virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+
+from vzdump_qemu.errors import AgentUnreachable, PowerError, QmpUnreachable
+from vzdump_qemu.ports import Agent, Qmp
+from vzsim.fakeqmp.disks import Disk, MemoryDisk
+from vzsim.fakeqmp.machine import Machine as QemuMachine
+from vzsim.fakeqmp.machine import MachineConfig, ProcessEnd
+from vzsim.fakeqmp.outside import Sink
+from vzsim.fakeqmp.run_state import RunState
+from vzsim.fakeqmp.schema import Dialect
+from vzsim.fakeqmp.script import Script
+from vzsim.world.channels import OneClient, open_agent, open_qmp
+from vzsim.world.clock import EPOCH_S
+from vzsim.world.files import SimulatedFiles
+from vzsim.world.pipes import Descriptors
+
+POLL_S = 0.1
+
+
+class LoopTimebase:
+    """Virtual time for the machine."""
+
+    def now_s(self) -> float:
+        """Seconds since the epoch."""
+        return EPOCH_S + asyncio.get_running_loop().time()
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call once, in virtual time."""
+        return asyncio.get_running_loop().call_later(delay_s, callback)
+
+
+@dataclass(slots=True, kw_only=True)
+class MachineHost:
+    """What a simulated QEMU reaches of its node: files, descriptors, disk images."""
+
+    files: SimulatedFiles
+    descriptors: Descriptors
+    images: dict[str, Disk]
+    stream: random.Random
+    points_in_time: dict[str, bytes] = field(default_factory=dict)
+
+    def new_uuid(self) -> uuid.UUID:
+        """From the seed."""
+        return uuid.UUID(int=self.stream.getrandbits(128), version=4)
+
+    def read_file(self, path: str) -> bytes:
+        """A file of the node."""
+        return self.files.read(path)
+
+    def open_disk(self, path: str, *, format_name: str, read_only: bool) -> Disk:
+        """A disk image of the node."""
+        if path not in self.images:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return self.images[path]
+
+    def open_target(self, path: str) -> Sink:
+        """Not offered: targets are descriptors here."""
+        raise OSError(30, "Read-only file system", path)
+
+    def remove_target(self, path: str) -> None:
+        """Nothing was made."""
+
+    def fd_sink(self, fd: int, *, keep_open: bool) -> Sink:
+        """The pipe behind a descriptor that was passed."""
+        return _OwnedSink(self.descriptors, self.descriptors.duplicate(fd) if keep_open else fd)
+
+    def close_fd(self, fd: int) -> None:
+        """Close QEMU's own descriptor."""
+        self.descriptors.close(fd)
+
+    def keep_disk(self, directory: str, device_id: str, disk: Disk) -> None:
+        """Remember the disk as it is at this instant."""
+        self.points_in_time[device_id] = bytes(disk.read(0, disk.size_bytes))
+
+
+class _OwnedSink:
+    """A write end that is QEMU's to close."""
+
+    def __init__(self, descriptors: Descriptors, fd: int) -> None:
+        self._descriptors = descriptors
+        self._fd = fd
+        self._sink = descriptors.sink(fd)
+
+    def write(self, data: memoryview) -> int:
+        return self._sink.write(data)
+
+    def when_writable(self, callback: Callable[[], None]) -> None:
+        self._sink.when_writable(callback)
+
+    def close(self) -> None:
+        self._descriptors.close(self._fd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmShape:
+    """What a simulated VM is made of.
+
+    Attributes:
+        disks: device id and image path, in the order of the command line.
+        has_agent: an agent channel exists.
+        shutdown_s: how long the guest takes to power off; negative: it never does.
+        start_error: QEMU refuses to start with this text.
+    """
+
+    vmid: int
+    disks: tuple[tuple[str, str], ...]
+    has_agent: bool = True
+    script: Script = field(default_factory=Script)
+    dialect: Dialect = Dialect.PVE
+    shutdown_s: float = 2.0
+    start_error: str = ""
+
+
+class SimulatedPower:
+    """The `Power` port."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+
+    async def start_paused(self) -> Sequence[str]:
+        """QEMU with stopped processors."""
+        self._machine.boot(RunState.PRELAUNCH)
+        return ()
+
+    async def start(self) -> Sequence[str]:
+        """QEMU with a running guest."""
+        self._machine.boot(RunState.RUNNING)
+        return ()
+
+    async def shut_down(self, *, timeout_s: float) -> Sequence[str]:
+        """The guest powers off, or the time is over."""
+        shutdown_s = self._machine.shape.shutdown_s
+        if shutdown_s < 0 or shutdown_s > timeout_s:
+            await asyncio.sleep(timeout_s)
+            raise PowerError(
+                f"command 'qm shutdown {self._machine.vmid} --skiplock --keepActive "
+                f"--timeout {timeout_s:.0f}' failed: exit code 255"
+            )
+        await asyncio.sleep(shutdown_s)
+        self._machine.end_process()
+        return ()
+
+    async def stop(self) -> Sequence[str]:
+        """End the process."""
+        self._machine.end_process()
+        return ()
+
+    async def suspend(self) -> Sequence[str]:
+        """Stop the processors."""
+        self._machine.process.control.stop()
+        return ()
+
+    async def resume(self) -> Sequence[str]:
+        """Let the processors run."""
+        self._machine.process.control.cont()
+        return ()
+
+
+class SimulatedMachine:
+    """The `Machine` port; `process` is the QEMU, if one lives."""
+
+    def __init__(self, shape: VmShape, host: MachineHost) -> None:
+        self.shape = shape
+        self.host = host
+        self.power = SimulatedPower(self)
+        self.alive_handle_count = 0
+        self.boot_count = 0
+        self._process: QemuMachine | None = None
+        self._monitor_turn = OneClient()
+        self._agent_turn = OneClient()
+        self._sync_ids = itertools.count(1)
+
+    @property
+    def vmid(self) -> int:
+        return self.shape.vmid
+
+    @property
+    def process(self) -> QemuMachine:
+        """The living QEMU; only ask while it lives."""
+        assert self._process is not None, "no QEMU lives"
+        return self._process
+
+    @property
+    def run_state(self) -> RunState | None:
+        """State of the living QEMU, or None."""
+        return None if self._process is None else self._process.control.state
+
+    def boot(self, state: RunState) -> None:
+        """Start a QEMU process. Raises PowerError."""
+        if self.shape.start_error:
+            raise PowerError(f"start failed: {self.shape.start_error}")
+        if self._process is not None:
+            raise PowerError(f"VM {self.vmid} already running")
+        config = MachineConfig(
+            dialect=self.shape.dialect,
+            name=str(self.vmid),
+            initial_state=state,
+            no_shutdown=True,
+            agent_port_id="agent0" if self.shape.has_agent else None,
+        )
+        process = QemuMachine(
+            config,
+            script=self.shape.script,
+            timebase=LoopTimebase(),
+            host=self.host,
+            on_end=self._ended,
+        )
+        for device_id, path in self.shape.disks:
+            disk = self.host.open_disk(path, format_name="raw", read_only=False)
+            process.block.add_disk(device_id, disk)
+        process.add_monitor()
+        self._process = process
+        self.boot_count += 1
+        process.start()
+
+    def end_process(self) -> None:
+        """The process is gone."""
+        if self._process is not None:
+            self._process.die("")
+
+    def _ended(self, end: ProcessEnd) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            for monitor in process.monitors:
+                monitor.hang_up()
+
+    async def is_running(self) -> bool:
+        """Whether a QEMU lives."""
+        return self._process is not None
+
+    def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
+        """As the port says."""
+        return self._connect_qmp(timeout_s)
+
+    @asynccontextmanager
+    async def _connect_qmp(self, timeout_s: float) -> AsyncIterator[Qmp]:
+        if self._process is None:
+            raise QmpUnreachable(f"VM {self.vmid} not running")
+        connection = open_qmp(
+            self._process.monitors[0],
+            self._monitor_turn,
+            timeout_s=timeout_s,
+            duplicate_fd=self.host.descriptors.duplicate,
+        )
+        async with connection as qmp:
+            yield qmp
+
+    def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
+        """As the port says."""
+        return self._connect_agent(timeout_s)
+
+    @asynccontextmanager
+    async def _connect_agent(self, timeout_s: float) -> AsyncIterator[Agent]:
+        if self._process is None or self._process.agent is None:
+            raise AgentUnreachable("no agent socket")
+        connection = open_agent(
+            self._process.agent,
+            self._agent_turn,
+            timeout_s=timeout_s,
+            sync_ids=lambda: next(self._sync_ids),
+        )
+        async with connection as agent:
+            yield agent
+
+    @asynccontextmanager
+    async def keep_alive(self) -> AsyncIterator[None]:
+        """Counts the handles that are held."""
+        self.alive_handle_count += 1
+        try:
+            yield
+        finally:
+            self.alive_handle_count -= 1
+
+
+def memory_images(sizes: dict[str, int], stream: random.Random) -> dict[str, Disk]:
+    """Disk images with seeded content: about half data, half holes.
+
+    Args:
+        sizes: bytes per image path, multiples of 512.
+    """
+    images: dict[str, Disk] = {}
+    for path, size_bytes in sizes.items():
+        content = bytearray(size_bytes)
+        for offset in range(0, size_bytes, 65536):
+            if stream.random() < 0.5:
+                part = stream.randbytes(min(4096, size_bytes - offset))
+                content[offset : offset + len(part)] = part
+        images[path] = MemoryDisk(content)
+    return images
