@@ -11,16 +11,24 @@ from vzdump_qemu.errors import ConfigError
 
 # Options that take a value. All are accepted; those that nothing looks at are simply not simulated.
 _WITH_VALUE = frozenset(
-    "accel add-fd append audio audiodev bios blockdev boot chardev cpu cpuset device display drive"
-    " dtb fsdev fw_cfg gdb global hda id incoming initrd iscsi k kernel l loadvm m machine M mon"
-    " msg name netdev net nic numa object option-rom parallel pidfile qmp qmp-pretty readconfig"
-    " rtc run-with runas sandbox serial set smbios smp spice trace tpmdev usbdevice uuid vga"
-    " virtfs vnc watchdog-action action overcommit mem-path monitor D d vzsim".split()
-)
+    {
+        "accel", "add-fd", "append", "audio", "audiodev", "bios", "blockdev", "boot", "chardev",
+        "cpu", "cpuset", "device", "display", "drive", "dtb", "fsdev", "fw_cfg", "gdb",
+        "global", "hda", "id", "incoming", "initrd", "iscsi", "k", "kernel", "l", "loadvm", "m",
+        "machine", "M", "mon", "msg", "name", "netdev", "net", "nic", "numa", "object",
+        "option-rom", "parallel", "pidfile", "qmp", "qmp-pretty", "readconfig", "rtc",
+        "run-with", "runas", "sandbox", "serial", "set", "smbios", "smp", "spice", "trace",
+        "tpmdev", "usbdevice", "uuid", "vga", "virtfs", "vnc", "watchdog-action", "action",
+        "overcommit", "mem-path", "monitor", "D", "d", "vzsim",
+    }
+)  # fmt: skip
 _WITHOUT_VALUE = frozenset(
-    "S daemonize enable-kvm h help no-acpi no-fd-bootchk no-hpet no-reboot no-shutdown nodefaults"
-    " nographic no-user-config only-migratable s snapshot usb version mem-prealloc".split()
-)
+    {
+        "S", "daemonize", "enable-kvm", "h", "help", "no-acpi", "no-fd-bootchk", "no-hpet",
+        "no-reboot", "no-shutdown", "nodefaults", "nographic", "no-user-config",
+        "only-migratable", "s", "snapshot", "usb", "version", "mem-prealloc",
+    }
+)  # fmt: skip
 
 
 def split_arguments(arguments: Sequence[str]) -> list[tuple[str, str]]:

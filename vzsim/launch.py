@@ -1,7 +1,7 @@
 """From a QEMU command line to a machine: what each understood option means.
 
-Pure: images are opened through the machine's host. Sockets, the pid file and daemonizing are left to
-`qemu_stand_in`.
+Pure: images are opened through the machine's host. Sockets, the pid file and daemonizing are left
+to `qemu_stand_in`.
 """
 
 from __future__ import annotations

@@ -51,9 +51,7 @@ def run_events(folder: Path) -> tuple[Event, ...]:
         ),
         events.Warned(text="careful"),
         events.FreezeStillWaiting(minutes_left=50),
-        events.RunSucceeded(
-            vmid=100, wall_s=0, duration_s=1.0, consistency=Consistency.CRASH
-        ),
+        events.RunSucceeded(vmid=100, wall_s=0, duration_s=1.0, consistency=Consistency.CRASH),
         events.RunClosed(vmid=100),
         events.JobEnded(failed_vmids=(), error=""),
     )

@@ -6,7 +6,6 @@ exit code. The job itself is the engine's. Source: host behaviour, sections 1.1,
 
 from __future__ import annotations
 
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,8 +102,6 @@ def _read_request(
         all_vms=all_vms,
         excluded_vmids=excluded,
     )
-
-
 
 
 backup_command = _make_command()

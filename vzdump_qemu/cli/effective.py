@@ -16,7 +16,11 @@ import click
 from vzdump_qemu.cli.vzdump_arguments import NOT_YET, find_option
 from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.events import BackupMode
-from vzdump_qemu.formats.property_string import parse_property_string
+from vzdump_qemu.formats.property_string import (
+    PropertyKind,
+    PropertySchema,
+    parse_property_string,
+)
 from vzdump_qemu.formats.vzdump_conf import parse_vzdump_conf
 from vzdump_qemu.plan.compression import choose_compressor
 from vzdump_qemu.plan.options import (
@@ -32,6 +36,12 @@ LOG_DIRECTORY = "/var/log/vzdump"
 _SECONDS_PER_MINUTE = 60
 _MAX_WORKERS_MAX = 256
 _MAX_WORKERS_DEFAULT = 16
+_FLEECING = PropertySchema(
+    keys={"enabled": PropertyKind.BOOLEAN, "storage": PropertyKind.TEXT}, default_key="enabled"
+)
+_PERFORMANCE = PropertySchema(
+    keys={"max-workers": PropertyKind.INTEGER, "pbs-entries-max": PropertyKind.INTEGER}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +93,15 @@ def merge_options(given: Mapping[str, Any], of_file: Mapping[str, Any]) -> dict[
     if "storage" in given or "dumpdir" in given:
         merged.pop("storage", None)
         merged.pop("dumpdir", None)
-    if "performance" in given and "performance" in merged:
-        # Merged by sub-property: the last of equal keys wins.
-        merged["performance"] = f"{merged['performance']},{given['performance']}"
-        given = {name: value for name, value in given.items() if name != "performance"}
-    return {**merged, **given}
+    performance = {
+        **_parse_performance(of_file.get("performance", "")),
+        **_parse_performance(given.get("performance", "")),
+    }
+    return {
+        **merged,
+        **given,
+        "performance": ",".join(f"{key}={value}" for key, value in performance.items()),
+    }
 
 
 def make_backup_options(
@@ -115,7 +129,9 @@ def make_backup_options(
         rate_limit_bytes_per_s=merged.get("bwlimit", 0) * KIB,
         stop_wait_s=float(merged.get("stopwait", 10) * _SECONDS_PER_MINUTE),
         lock_wait_s=float(merged.get("lockwait", 180) * _SECONDS_PER_MINUTE),
-        max_workers=_parse_performance(merged.get("performance", "")),
+        max_workers=_parse_performance(merged.get("performance", "")).get(
+            "max-workers", _MAX_WORKERS_DEFAULT
+        ),
         io_priority=merged.get("ionice", 7),
         fleecing=_parse_fleecing(merged.get("fleecing", "")),
         data_path=DataPathChoice(merged.get("data-path", "auto")),
@@ -148,11 +164,9 @@ def _strip_slashes(path: str) -> str:
 
 
 def _parse_fleecing(text: str) -> FleecingOptions:
-    if not text:
-        return FleecingOptions()
-    values = _parse_properties(text, default_key="enabled", keys=("enabled", "storage"))
-    enabled = parse_boolean(values.get("enabled", "0"))
-    storage_id = values.get("storage", "")
+    values = parse_property_string(text, _FLEECING)
+    enabled = bool(values.get("enabled", False))
+    storage_id = str(values.get("storage", ""))
     if enabled and not storage_id:
         raise ConfigError(
             "fleecing: 'storage' parameter is required when 'enabled' is set",
@@ -161,14 +175,12 @@ def _parse_fleecing(text: str) -> FleecingOptions:
     return FleecingOptions(enabled=enabled, storage_id=storage_id)
 
 
-def _parse_performance(text: str) -> int:
-    if not text:
-        return _MAX_WORKERS_DEFAULT
-    values = _parse_properties(text, default_key="", keys=("max-workers", "pbs-entries-max"))
-    word = values.get("max-workers", str(_MAX_WORKERS_DEFAULT))
-    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= _MAX_WORKERS_MAX):
-        raise ConfigError(f"performance: max-workers must be 1 to {_MAX_WORKERS_MAX}: '{word}'")
-    return int(word)
+def _parse_performance(text: str) -> dict[str, int]:
+    """Read ``performance``; `pbs-entries-max` is for containers and means nothing here."""
+    values = {key: int(value) for key, value in parse_property_string(text, _PERFORMANCE).items()}
+    if not 1 <= values.get("max-workers", 1) <= _MAX_WORKERS_MAX:
+        raise ConfigError(f"performance: max-workers must be 1 to {_MAX_WORKERS_MAX}")
+    return values
 
 
 def rebuild_command_line(vmids: Sequence[int], given: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import click
 
 from vzdump_qemu import events
-from vzdump_qemu.cli.assembly import join_ports
+from vzdump_qemu.api import join_ports, open_node
 from vzdump_qemu.cli.backup_verb import Request
 from vzdump_qemu.cli.console import Console, JsonScreen, LineScreen, Screen
 from vzdump_qemu.cli.effective import (
@@ -32,7 +32,6 @@ from vzdump_qemu.cli.run_log import RunLog
 from vzdump_qemu.cli.signals import cancelled_by_signals
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, ConfigError
-from vzdump_qemu.node import open_node
 from vzdump_qemu.plan.options import BackupOptions
 from vzdump_qemu.ports import Node
 from vzdump_qemu.stores.system import SystemClock, cpu_count
@@ -45,7 +44,7 @@ async def run_job(request: Request) -> bool:
         of_file = _read_conf(request.root)
         merged = merge_options(request.given, of_file.values)
         to_stdout = bool(merged.get("stdout"))
-        stdout_fd = _set_stdout_aside() if to_stdout else None
+        stdout_fd = _set_stdout_aside() if to_stdout else 1
         style = LogRenderer2020 if merged.get("log-style") == "2020" else LogRenderer
         renderer: LineRenderer = style(clock.local_time)
         console = Console(
@@ -71,18 +70,19 @@ async def run_job(request: Request) -> bool:
 
 
 async def _run(
-    request: Request, merged: dict[str, Any], console: Console, stdout_fd: int | None
+    request: Request, merged: dict[str, Any], console: Console, stdout_fd: int
 ) -> bool:
     try:
-        node = open_node(request.root)
-        vmids = await _select_vmids(node, request)
-        options = _make_options(request, merged, vmids)
+        async with open_node(request.root) as node:
+            vmids = await _select_vmids(node, request)
+            options = _make_options(request, merged, vmids)
+            ports = join_ports(node, emit=console.emit, stdout_fd=stdout_fd)
+            result = await back_up_all(ports, options, vmids)
     except BackupError as error:
+        # Before the first VM: what the engine raises later is in its result.
         console.emit(events.JobEnded(failed_vmids=(), error=str(error)))
         console.add_hint(error.hint)
         return False
-    ports = join_ports(node, emit=console.emit, stdout_fd=stdout_fd)
-    result = await back_up_all(ports, options, vmids)
     if result.error is not None:
         console.add_hint(result.error.hint)
     return result.ok
@@ -108,9 +108,7 @@ def _make_options(
 async def _select_vmids(node: Node, request: Request) -> tuple[int, ...]:
     if not request.all_vms:
         return request.named_vmids
-    return tuple(
-        vmid for vmid in await node.list_vmids() if vmid not in request.excluded_vmids
-    )
+    return tuple(vmid for vmid in await node.list_vmids() if vmid not in request.excluded_vmids)
 
 
 def _read_conf(root: str) -> FileOptions:

@@ -113,12 +113,12 @@ def command_line() -> None:
     """Back up virtual machines of QEMU to VMA archives that are proved whole."""
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], *, command: click.Command = command_line) -> int:
     """Run one command line and return the exit code; whatever happens is told on stderr."""
     words = [word for word in arguments if word != _DEBUG_WORD]
     debug = len(words) != len(arguments)
     try:
-        outcome = command_line.main(args=words, prog_name=PROGRAM, standalone_mode=False)
+        outcome = command.main(args=words, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as ended:
         return ended.exit_code

@@ -57,11 +57,9 @@ LINES_OF_2020: LineTable = {
     events.GuestOnlineAgain: lambda e: info(
         f"guest is online again after {int(e.downtime_s)} seconds"
     ),
-    events.ConfigSectionSkipped: lambda e: (
-        LINES_OF_TODAY[events.ConfigSectionSkipped](
-            # Special sections were unknown and counted as snapshots.
-            events.ConfigSectionSkipped(kind="snapshot" if e.kind == "special" else e.kind)
-        )
+    events.ConfigSectionSkipped: lambda e: LINES_OF_TODAY[events.ConfigSectionSkipped](
+        # Special sections were unknown and counted as snapshots.
+        events.ConfigSectionSkipped(kind="snapshot" if e.kind == "special" else e.kind)
     ),
     events.FreezeSkipped: _render_skip,
     events.ProgressMade: lambda e: info(_render_progress(e.line)),

@@ -173,9 +173,7 @@ _JOB_IN_QEMU_LINES: LineTable = {
     events.JobStartIssued: lambda _: info("starting backup via QMP command"),
     events.JobAccepted: lambda e: info(f"started backup task '{e.uuid}'"),
     events.ProgressMade: lambda e: info(_render_progress(e.line)),
-    events.ServerFinishing: lambda _: info(
-        "Waiting for server to finish backup validation..."
-    ),
+    events.ServerFinishing: lambda _: info("Waiting for server to finish backup validation..."),
     events.TransferEnded: lambda e: _render_summary(e.summary),
     events.JobAborting: lambda e: error(e.text) + info("aborting backup job"),
     events.ArchivePublished: lambda e: info(
@@ -218,8 +216,7 @@ class LogRenderer:
                 )
             case events.RunSucceeded():
                 return info(
-                    f"Finished Backup of VM {event.vmid} "
-                    f"({render_clock_length(event.duration_s)})",
+                    f"Finished Backup of VM {event.vmid} ({render_clock_length(event.duration_s)})",
                     f"Backup finished at {self._render_time(event.wall_s)}",
                 )
         render = self._table.get(type(event))

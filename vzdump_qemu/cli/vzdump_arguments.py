@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,14 +20,19 @@ _OPTION = re.compile(r"--?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?:=(.*))?", re.DOTALL)
 _LIST_SEPARATORS = re.compile(r"[\s,;]+")
 
 
-class VzdumpBoolean(click.ParamType):
+if TYPE_CHECKING:
+    _VzdumpBooleanBase = click.ParamType[bool]
+else:
+    # Older versions of click know no type arguments.
+    _VzdumpBooleanBase = click.ParamType
+
+
+class VzdumpBoolean(_VzdumpBooleanBase):
     """``1/0/on/off/yes/no/true/false`` in any case."""
 
     name = "boolean"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> bool:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
         word = str(value).lower()
         if word not in _TRUE_WORDS | _FALSE_WORDS:
             self.fail(f"unable to parse boolean option '{value}'", param, ctx)
@@ -46,7 +51,7 @@ class OptionSpec:
 
     name: str
     section: str
-    type: click.ParamType
+    type: click.ParamType[Any]
     metavar: str
     help: str
     own: bool = False
@@ -73,7 +78,9 @@ _BOOLEAN = VzdumpBoolean()
 _COUNT = click.IntRange(min=0)
 
 
-def _spec(section: str, name: str, kind: click.ParamType, metavar: str, text: str) -> OptionSpec:
+def _spec(
+    section: str, name: str, kind: click.ParamType[Any], metavar: str, text: str
+) -> OptionSpec:
     is_list = name == "exclude"
     own = name in ("root", "log-style", "output", "data-path")
     return OptionSpec(

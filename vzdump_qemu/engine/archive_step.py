@@ -1,7 +1,7 @@
-"""The archive step of a run: from the stored configuration to a proved archive with its name.
+"""The archive step of a run: from the stored configuration to a proved archive.
 
-Owns the order freeze, start, thaw, continue, watch, prove, publish, and what is undone before
-the archive gets its name. Source: host behaviour, sections 1.9, 1.10 and 7.
+Owns the order freeze, start, thaw, continue, watch, prove, restore the power state. Source: host
+behaviour, sections 1.9, 1.10 and 7.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from vzdump_qemu.engine.native_vma import NativeJob, NativeVmaPath
 from vzdump_qemu.engine.power import CONNECT_TIMEOUT_S, PowerFound, PowerState
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.engine.watch import JobWatch
-from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, ConfigError, PowerError, QmpCommandError, QmpError
+from vzdump_qemu.errors import (
+    INTERRUPTED_TEXT,
+    BackupError,
+    ConfigError,
+    PowerError,
+    QmpCommandError,
+    QmpError,
+)
 from vzdump_qemu.events import BackupMode, Consistency, FreezeSkip
 from vzdump_qemu.formats.vm_config import VmConfig
 from vzdump_qemu.formats.vma import ConfigBlob
@@ -35,7 +42,7 @@ SUPPORT_TIMEOUT_S = 5.0
 
 @dataclass(slots=True, kw_only=True)
 class ArchiveStep:
-    """One run's archive; `execute` after `make_temp_directory` and `assemble`."""
+    """One run's archive up to its name; `execute` after `make_temp_directory` and `assemble`."""
 
     ports: EnginePorts
     options: BackupOptions
@@ -85,8 +92,8 @@ class ArchiveStep:
     def _path_of(self, config: ConfigBlob) -> str:
         return f"{self.names.temp_directory}/{config.name}"
 
-    async def execute(self) -> int:
-        """Make, prove and publish the archive; return its size in bytes."""
+    async def execute(self) -> VmaIntake:
+        """Make and prove the archive; what is returned is ready to be published."""
         is_external = self.config.template and self.options.data_path is DataPathChoice.EXTERNAL
         if not self.disks or is_external:
             proof, intake = await self._run_external()
@@ -102,7 +109,7 @@ class ArchiveStep:
                 stored_bytes=proof.stored_bytes,
             )
         )
-        return await intake.publish()
+        return intake
 
     async def _hold_alive(self) -> None:
         """From here on a guest that powers off does not take QEMU, and our job, with it."""

@@ -20,15 +20,16 @@ from vzdump_qemu.engine.power import (
     cancel_left_over_job,
     query_run_state,
 )
-from vzdump_qemu.engine.undo import UndoStack
+from vzdump_qemu.engine.undo import UndoStack, run_shielded
 from vzdump_qemu.errors import BackupError, Interrupted, StorageError
 from vzdump_qemu.events import BackupMode, Consistency
 from vzdump_qemu.formats.vm_config import VmConfig, parse_vm_config
 from vzdump_qemu.plan.disks import DiskChoice, select_disks
 from vzdump_qemu.plan.names import RunNames, name_run
 from vzdump_qemu.plan.options import BackupOptions
-from vzdump_qemu.ports import Machine
+from vzdump_qemu.ports import Machine, VmaIntake
 from vzdump_qemu.units import NS_PER_S
+
 
 @dataclass(slots=True)
 class _Outcome:
@@ -37,6 +38,7 @@ class _Outcome:
     vm_name: str = ""
     archive_path: str = ""
     size_bytes: int = 0
+    published: bool = False
     consistency: Consistency | None = None
     freeze_window_s: float | None = None
 
@@ -103,7 +105,8 @@ async def back_up_vm(
         error = raised
     except asyncio.CancelledError as raised:
         cancelled = raised
-        error = Interrupted()
+        if not run.outcome.published:
+            error = Interrupted()
     duration_s = (ports.clock.now_ns() - began_ns) / NS_PER_S
     outcome = run.outcome
     if error is not None:
@@ -189,14 +192,23 @@ class _Run:
             emit(events.ArchiveCreating(archive_path=self._names.final_path))
         else:
             emit(events.ArchiveToStdout())
-        size_bytes = await step.execute()
+        intake = await step.execute()
         self.outcome.consistency = step.consistency
         self.outcome.freeze_window_s = step.freeze_window_s
-        self.outcome.archive_path = self._names.final_path
-        self.outcome.size_bytes = size_bytes
-        if self._names.final_path:
-            emit(
-                events.ArchivePublished(archive_path=self._names.final_path, size_bytes=size_bytes)
+        # One piece with its record: an archive that has its name belongs to a run that ended
+        # well, however late the caller changed its mind.
+        await run_shielded(lambda: self._publish(intake))
+
+    async def _publish(self, intake: VmaIntake) -> None:
+        outcome = self.outcome
+        outcome.size_bytes = await intake.publish()
+        outcome.archive_path = self._names.final_path
+        outcome.published = True
+        if outcome.archive_path:
+            self._ports.emit(
+                events.ArchivePublished(
+                    archive_path=outcome.archive_path, size_bytes=outcome.size_bytes
+                )
             )
 
     def _tell_mode(self, mode: BackupMode) -> None:

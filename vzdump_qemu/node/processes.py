@@ -7,6 +7,7 @@ process is left to `launcher`. Source: host behaviour, section 7.1.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import signal
@@ -38,7 +39,7 @@ class ProcessTable:
         argv = self._argv(pid)
         if not self._is_qemu(argv):
             return None
-        for option, value in zip(argv, argv[1:], strict=False):
+        for option, value in itertools.pairwise(argv):
             if option in ("-pidfile", "--pidfile"):
                 return pid if value == pid_file else None
         return None

@@ -76,7 +76,7 @@ def build_command_line(
     """
     cpu_count = spec.core_count * spec.socket_count
     argv = [binary, "-name", _escape(spec.name or f"vm{spec.vmid}"), "-no-shutdown"]
-    argv += _socket_chardev("qmp", paths.qmp) + ["-mon", "chardev=qmp,mode=control"]
+    argv += [*_socket_chardev("qmp", paths.qmp), "-mon", "chardev=qmp,mode=control"]
     argv += ["-pidfile", paths.pid_file, "-daemonize", "-no-user-config", "-nodefaults"]
     argv += ["-machine", f"q35,accel={accelerator}", "-display", "none", "-vga", "none"]
     argv += ["-smp", f"{cpu_count},sockets={spec.socket_count},cores={spec.core_count}"]

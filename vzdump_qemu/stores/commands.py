@@ -26,10 +26,10 @@ from vzdump_qemu.stores.system import start_thread
 OUTPUT_BYTES_MAX = 256 * 1024
 _STDERR_BYTES_MAX = 16 * 1024
 _READ_BYTES = 64 * 1024
+# The largest pipe, in reads: a grandchild that goes on printing is not followed.
+_PIPE_READS_MAX = 16
 # Between the polite signal and the one that cannot be ignored.
 _TERM_GRACE_S = 5.0
-# A grandchild may hold the output pipe open for ever after its parent has ended.
-_OUTPUT_GRACE_S = 1.0
 # What a shell reports for a program that is missing or cannot be run.
 _STATUS_NOT_FOUND = 127
 _STATUS_NOT_RUNNABLE = 126
@@ -64,41 +64,42 @@ class SystemCommandRunner:
         self._term_grace_s = term_grace_s
 
     async def run(
-        self, argv: Sequence[str], *, stdout_fd: int | None = None
+        self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
     ) -> tuple[int, Sequence[str]]:
         """Run a program to its end and return its exit status and what it printed.
 
-        Standard output and error are one list of lines; with `stdout_fd` only the errors are.
-        Only the last `OUTPUT_BYTES_MAX` bytes are kept. A program that cannot be started gives
-        status 127 (missing) or 126 and one line, as a shell does.
+        Standard output and error are one list of lines, of which the last `OUTPUT_BYTES_MAX`
+        bytes are kept. The status is negative if a signal ended the program. One that cannot be
+        started gives status 127 (missing) or 126 and one line, as a shell does.
+
+        Args:
+            pass_fds: descriptors the program keeps, under the same numbers.
         Cancelled: the program's group gets SIGTERM, then SIGKILL, and is reaped.
         """
+        output = _Output()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE if stdout_fd is None else stdout_fd,
-                stderr=asyncio.subprocess.STDOUT if stdout_fd is None else asyncio.subprocess.PIPE,
-                env=self._environment,
-                process_group=0,
-            )
-        except FileNotFoundError as error:
-            return _STATUS_NOT_FOUND, [f"cannot run '{argv[0]}': {error.strerror}"]
-        except OSError as error:
-            return _STATUS_NOT_RUNNABLE, [f"cannot run '{argv[0]}': {error.strerror}"]
-        stream = process.stdout if stdout_fd is None else process.stderr
-        assert stream is not None
-        output = bytearray()
-        reader = asyncio.create_task(_collect(stream, output))
-        try:
-            await process.wait()
-            await asyncio.wait([reader], timeout=_OUTPUT_GRACE_S)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output.write_fd,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env=self._environment,
+                    pass_fds=tuple(pass_fds),
+                    process_group=0,
+                )
+            except OSError as error:
+                missing = isinstance(error, FileNotFoundError)
+                status = _STATUS_NOT_FOUND if missing else _STATUS_NOT_RUNNABLE
+                return status, [f"cannot run '{argv[0]}': {error.strerror}"]
+            try:
+                status = await process.wait()
+            finally:
+                if process.returncode is None:
+                    await self._end(process)
+            return status, output.lines()
         finally:
-            reader.cancel()
-            if process.returncode is None:
-                await self._end(process)
-        assert process.returncode is not None
-        return process.returncode, output.decode(errors="replace").splitlines()
+            output.close()
 
     def find(self, program: str) -> str | None:
         """Path of a program as the children's ``PATH`` gives it, or None."""
@@ -117,10 +118,40 @@ class SystemCommandRunner:
                 await process.wait()
 
 
-async def _collect(stream: asyncio.StreamReader, output: bytearray) -> None:
-    while data := await stream.read(_READ_BYTES):
-        output += data
-        del output[:-OUTPUT_BYTES_MAX]
+class _Output:
+    """A pipe for what a program prints, read by the running event loop.
+
+    Not asyncio's own: with that the end of a program also waits for the end of its pipes, which
+    a grandchild (a daemon it started) may hold open for ever.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._kept = bytearray()
+        self._read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        self._loop.add_reader(self._read_fd, self._read)
+
+    def lines(self) -> list[str]:
+        """What was printed, once the program has ended: all of it is in the pipe by then."""
+        for _ in range(_PIPE_READS_MAX):
+            if not self._read():
+                break
+        return self._kept.decode(errors="replace").splitlines()
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._read_fd)
+        os.close(self._read_fd)
+        os.close(self.write_fd)
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._read_fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        self._kept += data
+        del self._kept[:-OUTPUT_BYTES_MAX]
+        return bool(data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,9 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
@@ -95,3 +96,24 @@ async def run_blocking(function: Callable[[], _T]) -> _T:
     Cancelled: the call goes on to its end; its outcome is lost.
     """
     return await asyncio.wrap_future(start_thread(function, name="blocking-call"))
+
+
+async def wait_done(future: Future[Any]) -> None:
+    """Wait until a thread's future has an outcome, whatever it is, and leave it there.
+
+    Cancelled: nothing happened to the future.
+    """
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def settle() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def wake(_: Future[Any]) -> None:
+        # The loop may be closed by the time a stuck call returns.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle)
+
+    future.add_done_callback(wake)
+    await waiter

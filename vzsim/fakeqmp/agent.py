@@ -267,6 +267,8 @@ class Agent:
         name, arguments = value.get("execute"), value.get("arguments", {})
         if not isinstance(name, str):
             raise CommandError("QMP input lacks member 'execute'")
+        if not isinstance(arguments, dict):
+            raise CommandError("QMP input member 'arguments' must be an object")
         if name not in _COMMANDS:
             raise CommandError(f"The command {name} has not been found", "CommandNotFound")
         if name in self.rules.disabled or name in _UNSUPPORTED:

@@ -13,22 +13,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from vzdump_qemu.formats.vma.layout import VMA_CLUSTER_BYTES
 from vzdump_qemu.units import MIB, ceil_div
 from vzsim.fakeqmp.backup_state import BackupFigures
 from vzsim.fakeqmp.disks import Disk
 from vzsim.fakeqmp.jobs import Emit, Job, JobPhase, Jobs
 from vzsim.fakeqmp.outside import Timebase, Timer
 from vzsim.fakeqmp.script import BackupRules
-from vzsim.fakeqmp.vma_output import VMA_CLUSTER_BYTES, VmaOutput
+from vzsim.fakeqmp.vma_output import VmaOutput
 
 _STEP_BYTES = MIB
-_STEP_CLUSTERS = _STEP_BYTES // VMA_CLUSTER_BYTES
+# With fleecing a job asks for larger pieces.
+_FLEECING_STEP_BYTES = 4 * MIB
 # Work of one turn: large enough for speed, small enough for a monitor to answer meanwhile.
 _TURN_BYTES = 4 * MIB
-_VMA_BLOCK_BYTES = 4096
 _EPERM = 1
+_EIO = 5
 _ECANCELED = 125
 
 WriteDone = Callable[[int], None]
@@ -49,7 +49,13 @@ class DiskCopy:
     read_error: int = 0
 
     @property
+    def step_bytes(self) -> int:
+        """What the job copies in one go, and counts as progress."""
+        return _STEP_BYTES if self.fleecing is None else _FLEECING_STEP_BYTES
+
+    @property
     def cluster_count(self) -> int:
+        """Clusters of the disk, the last one perhaps short."""
         return ceil_div(self.disk.size_bytes, VMA_CLUSTER_BYTES)
 
 
@@ -209,10 +215,9 @@ class BackupRun:
         self._schedule(0.0)
 
     def _copy_step(self, copy: DiskCopy) -> int | None:
-        """Copy up to the end of a 1 MiB step; None if the output waits or the run failed."""
-        end_index = min(
-            (copy.next_index // _STEP_CLUSTERS + 1) * _STEP_CLUSTERS, copy.cluster_count
-        )
+        """Copy up to the end of a step; None if the output waits or the run failed."""
+        step_count = copy.step_bytes // VMA_CLUSTER_BYTES
+        end_index = min((copy.next_index // step_count + 1) * step_count, copy.cluster_count)
         began_index = copy.next_index
         while copy.next_index < end_index:
             run_count = self._unsaved_count(copy, copy.next_index, end_index)
@@ -227,9 +232,9 @@ class BackupRun:
                 taken_count = self._save(copy, copy.next_index, run_count)
             except OSError as error:
                 # Other workers' requests go on: the failure is noticed after their steps.
-                copy.read_error = error.errno or 5
+                copy.read_error = error.errno or _EIO
                 copy.next_index = end_index
-                return _STEP_BYTES
+                return copy.step_bytes
             copy.next_index += taken_count
             if self.output.is_blocked:
                 if copy.next_index == end_index:
@@ -239,9 +244,8 @@ class BackupRun:
         return max((end_index - began_index) * VMA_CLUSTER_BYTES, 1)
 
     def _step_done(self, copy: DiskCopy, end_index: int) -> None:
-        size_bytes = copy.disk.size_bytes
-        step_start = (end_index - 1) // _STEP_CLUSTERS * _STEP_BYTES
-        step_bytes = min(end_index * VMA_CLUSTER_BYTES, size_bytes) - step_start
+        end_bytes = min(end_index * VMA_CLUSTER_BYTES, copy.disk.size_bytes)
+        step_bytes = end_bytes - (end_bytes - 1) // copy.step_bytes * copy.step_bytes
         copy.job.offset_bytes += step_bytes
         limits = [
             rate for rate in (copy.job.speed_bytes_per_s, self._parts.rules.bytes_per_s) if rate > 0
@@ -264,8 +268,7 @@ class BackupRun:
         if copy.fleecing is not None and first_index in copy.in_fleecing:
             source = copy.fleecing
         data = source.read(offset, length)
-        self._parts.figures.zero_bytes += _count_zero_bytes(data)
-        self.output.add(copy.vma_dev_id, first_index, data)
+        self._parts.figures.zero_bytes += self.output.add(copy.vma_dev_id, first_index, data)
         self._parts.figures.transferred_bytes += length
         copy.saved[first_index : first_index + count] = b"\1" * count
         return count
@@ -296,7 +299,11 @@ class BackupRun:
                 if self.output.error_text:
                     held.done(_EPERM)
                     return True
-                self._save(copy, index, 1)
+                try:
+                    self._save(copy, index, 1)
+                except OSError as error:
+                    held.done(error.errno or _EIO)
+                    return True
         copy.disk.write(held.offset_bytes, held.data)
         held.done(0)
         return True
@@ -321,16 +328,12 @@ class BackupRun:
         if self._cancel_done:
             self._finish_cancel()
             return
-        if not self._order or all(not self.covers_phase(copy) for copy in self._order):
+        if all(copy.job.phase is JobPhase.GONE for copy in self._order):
             self._close()
             return
         self._serve_held_writes()
         if not self.output.is_blocked and self._timer is None and not self._stalled:
             self._schedule(0.0)
-
-    def covers_phase(self, copy: DiskCopy) -> bool:
-        """Whether that disk's job still exists."""
-        return copy.job.phase is not JobPhase.GONE
 
     def _complete(self) -> None:
         jobs = [copy.job for copy in self._order]
@@ -425,17 +428,3 @@ class BackupRun:
             done()
         self._parts.on_end()
 
-
-def _count_zero_bytes(data: bytes | bytearray | memoryview) -> int:
-    """Zero data in blocks of 4 KiB, counted past the end of the disk up to a whole cluster."""
-    whole_bytes = len(data) // _VMA_BLOCK_BYTES * _VMA_BLOCK_BYTES
-    words = np.frombuffer(data, dtype=np.uint64, count=whole_bytes // 8)
-    used = words.reshape(-1, _VMA_BLOCK_BYTES // 8).any(axis=1)
-    zero_count = whole_bytes // _VMA_BLOCK_BYTES - int(np.count_nonzero(used))
-    rest = bytes(memoryview(data)[whole_bytes:])
-    block_count = whole_bytes // _VMA_BLOCK_BYTES
-    if rest:
-        block_count += 1
-        zero_count += not rest.strip(b"\0")
-    padded_count = -block_count % (VMA_CLUSTER_BYTES // _VMA_BLOCK_BYTES)
-    return (zero_count + padded_count) * _VMA_BLOCK_BYTES

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vzsim.fakeqmp.disks import Disk
+from vzsim.fakeqmp.disks import Disk, FaultyDisk
 from vzsim.fakeqmp.outside import Host
 from vzsim.fakeqmp.schema import CommandError, Dialect, not_found
 
@@ -133,6 +133,8 @@ class BlockLayer:
         if isinstance(below, str) and below in self._nodes:
             return self._add_over(name, driver, self._nodes[below], read_only=read_only)
         file_options: Mapping[str, Any] = below if isinstance(below, Mapping) else options
+        if file_options["driver"] == "blkdebug":
+            return self._add_faulty(name, driver, file_options)
         path = file_options.get("filename")
         if path is None:
             raise CommandError("Parameter 'filename' is missing")
@@ -150,6 +152,18 @@ class BlockLayer:
             name=name, file_name=self.make_up_name(), driver=driver, path=path, disk=disk
         )
         self._nodes[name] = node
+        return node
+
+    def _add_faulty(self, name: str, driver: str, debug: Mapping[str, Any]) -> Node:
+        """A node over ``blkdebug``: the sector of its first injected error cannot be read."""
+        node = self._open(
+            name, path=str(debug["image"]["filename"]), driver=driver, read_only=False
+        )
+        for fault in debug.get("inject-error", [])[:1]:
+            if node.disk is not None:
+                node.disk = FaultyDisk(
+                    node.disk, bad_sector=fault["sector"], errno_code=fault.get("errno", 5)
+                )
         return node
 
     def _add_throttle(self, name: str, below: object) -> Node:

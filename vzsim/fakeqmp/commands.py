@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 _Handler = Callable[["Monitor", Mapping[str, Any]], Any]
 
 
+def _empty(act: Callable[[Mapping[str, Any]], object]) -> _Handler:
+    """A command whose reply is an empty object."""
+
+    def handle(_monitor: Monitor, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        act(arguments)
+        return {}
+
+    return handle
+
+
 class Commands:
     """Carries out the commands of one machine."""
 
@@ -85,31 +95,27 @@ class Commands:
                 reboot=given.get("reboot"), shutdown=given.get("shutdown")
             ),
             "quit": lambda _m, _a: self._quit(machine),
+            "watchdog-set-action": lambda _m, _a: {},
+            "migrate-pause": lambda _m, _a: self._refuse(
+                "migrate-pause is currently only supported during postcopy-active state"
+            ),
         }
 
     def _block_table(self) -> dict[str, _Handler]:
-        machine = self._machine
+        block, jobs = self._machine.block, self._machine.jobs
         return {
-            "blockdev-add": lambda _m, given: self._done(machine.block.add_node(given)),
-            "blockdev-del": lambda _m, given: self._done(
-                machine.block.remove_node(given["node-name"])
+            "blockdev-add": _empty(block.add_node),
+            "blockdev-del": _empty(lambda given: block.remove_node(given["node-name"])),
+            "block_resize": _empty(self._resize),
+            "eject": _empty(self._eject),
+            "block-job-set-speed": _empty(
+                lambda given: jobs.set_speed(given["device"], given["speed"])
             ),
-            "block_resize": lambda _m, given: self._resize(given),
-            "eject": lambda _m, given: self._eject(given),
-            "block-job-set-speed": lambda _m, given: self._done(
-                machine.jobs.set_speed(given["device"], given["speed"])
-            ),
-            "block-job-cancel": lambda _m, given: self._done(
-                machine.jobs.cancel(given["device"])
-            ),
-            "block-job-pause": lambda _m, given: self._done(
-                machine.jobs.hold(given["device"], held=True)
-            ),
-            "block-job-resume": lambda _m, given: self._done(
-                machine.jobs.hold(given["device"], held=False)
-            ),
-            "blockdev-snapshot-sync": lambda _m, given: self._refused(given, drains=True),
-            "block-stream": lambda _m, given: self._refused(given, drains=False),
+            "block-job-cancel": _empty(lambda given: jobs.cancel(given["device"])),
+            "block-job-pause": _empty(lambda given: jobs.hold(given["device"], held=True)),
+            "block-job-resume": _empty(lambda given: jobs.hold(given["device"], held=False)),
+            "blockdev-snapshot-sync": _empty(lambda given: self._refused(given, drains=True)),
+            "block-stream": _empty(lambda given: self._refused(given, drains=False)),
         }
 
     def _backup_table(self) -> dict[str, _Handler]:
@@ -127,9 +133,8 @@ class Commands:
         }
 
     @staticmethod
-    def _done(_effect: object) -> dict[str, Any]:
-        """The empty reply of a command that was carried out."""
-        return {}
+    def _refuse(text: str) -> dict[str, Any]:
+        raise CommandError(text)
 
     def _negotiate(self, monitor: Monitor, arguments: Mapping[str, Any]) -> dict[str, Any]:
         for wanted in arguments.get("enable", []):
@@ -201,15 +206,14 @@ class Commands:
 
     # -- block devices -------------------------------------------------------------------------
 
-    def _resize(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _resize(self, arguments: Mapping[str, Any]) -> None:
         name = arguments.get("device", arguments.get("node-name", ""))
         self._machine.jobs.refuse_if_busy(name)
         node = self._machine.block.find(name)
         if node.disk is not None:
             node.disk.resize(round_up(arguments["size"], SECTOR_BYTES))
-        return {}
 
-    def _eject(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _eject(self, arguments: Mapping[str, Any]) -> None:
         name = arguments.get("device", arguments.get("id", ""))
         backend = self._machine.block.backend(name)
         if backend is None:
@@ -218,9 +222,8 @@ class Commands:
         if not backend.removable:
             raise CommandError(f"Device '{name}' is not removable")
         backend.node = None
-        return {}
 
-    def _refused(self, arguments: Mapping[str, Any], *, drains: bool) -> Any:
+    def _refused(self, arguments: Mapping[str, Any], *, drains: bool) -> None:
         """Operations known only for being refused while a job runs."""
         if drains:
             self._machine.jobs.drain()

@@ -32,7 +32,10 @@ class HumanMonitor:
 
     def carry_out(self, monitor: Monitor, line: str) -> str | Pending:
         """Carry out one line; the text, or a `Pending` of it."""
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError:
+            return "unterminated string literal\r\n"
         try:
             match words:
                 case ["info", "backup"]:

@@ -169,7 +169,7 @@ class Jobs:
                 "len": job.length_bytes,
                 "offset": job.offset_bytes,
                 "status": job.phase.value,
-                "paused": job.held_by_user,
+                "paused": job.held_by_user or job.phase is JobPhase.CREATED,
                 "speed": job.speed_bytes_per_s,
                 "ready": False,
                 "type": job.kind,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -141,9 +142,7 @@ class Machine:
     def start(self) -> None:
         """The process is up: scripted events and, unless paused, the guest begin."""
         for event in self.script.event:
-            self.timebase.call_later(
-                event.at_s, lambda event=event: self.emit(event.name, dict(event.data))
-            )
+            self.timebase.call_later(event.at_s, partial(self.emit, event.name, dict(event.data)))
         if self.script.process.die_at_s is not None:
             self.timebase.call_later(self.script.process.die_at_s, lambda: self.die("SIGKILL"))
         self._state_changed()

@@ -1,4 +1,4 @@
-"""One QMP monitor: greeting, negotiation, messages, descriptors; and the dispatcher of all monitors.
+"""One QMP monitor (greeting, negotiation, descriptors) and the dispatcher of all monitors.
 
 Owns the protocol texts. QEMU carries out one command at a time for all its monitors, so one
 `Dispatcher` serves them all: while a command waits, everything waits.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vzdump_qemu.errors import ConfigError
 from vzsim.fakeqmp import wire
 from vzsim.fakeqmp.outside import Host
 from vzsim.fakeqmp.replies import (
@@ -223,6 +224,8 @@ class Dispatcher:
                 )
             except CommandError as error:
                 outcome = error
+            except (ConfigError, OSError) as error:
+                outcome = CommandError(str(error))
         if isinstance(outcome, Pending):
             outcome.then(lambda value: self._finish(request, members, rule, value))
         else:

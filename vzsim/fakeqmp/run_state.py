@@ -144,12 +144,16 @@ class RunControl:
         self._set(RunState.SUSPENDED)
         self._emit("SUSPEND")
 
-    def halt_for(self, state: RunState) -> None:
-        """The machine stops by itself: I/O error, panic, watchdog, debugger."""
+    def halt_for(
+        self, state: RunState, *, event: str = "", data: dict[str, Any] | None = None
+    ) -> None:
+        """The machine stops by itself (I/O error, panic, watchdog, debugger), with its event."""
+        if event:
+            self._emit(event, data)
         self._halt(state)
 
     def enter(self, state: RunState, *, event: str = "") -> None:
-        """Change the state without draining (migration)."""
+        """Change the state without draining, with an event."""
         self._set(state)
         if event:
             self._emit(event)

@@ -58,7 +58,7 @@ _TYPES: Mapping[str, tuple[type, str]] = MappingProxyType(
 )
 
 _NAMES_ONLY = (
-    "query-status query-version query-name query-uuid query-block query-named-block-nodes"
+    "query-status query-version query-name query-uuid query-block"
     " query-jobs query-block-jobs query-chardev query-events query-commands query-fdsets"
     " query-current-machine query-machines query-cpus-fast query-migrate query-block-exports stop"
     " cont quit system_powerdown system_reset system_wakeup migrate_cancel inject-nmi"
@@ -68,6 +68,7 @@ _NAMES_ONLY = (
 _COMMON = """
 qmp_capabilities enable?:list
 query-blockstats query-nodes?:bool
+query-named-block-nodes flat?:bool
 getfd fdname:str
 closefd fdname:str
 add-fd fdset-id?:int opaque?:str
@@ -79,6 +80,11 @@ block_resize device?:str node-name?:str size:int
 eject device?:str id?:str force?:bool
 block-job-set-speed device:str speed:int
 block-job-cancel device:str force?:bool
+block-job-pause device:str
+block-job-resume device:str
+blockdev-snapshot-sync device?:str node-name?:str snapshot-file:str format?:str *
+block-stream device:str *
+watchdog-set-action action:reset|shutdown|poweroff|pause|debug|none|inject-nmi
 set-action reboot?:reset|shutdown shutdown?:poweroff|pause panic?:str watchdog?:str
 migrate uri?:str channels?:list detach?:bool resume?:bool
 migrate-set-capabilities capabilities:list
@@ -126,7 +132,7 @@ def _open_ended(text: str) -> frozenset[str]:
     return frozenset(line.split()[0] for line in lines if line.endswith(" *"))
 
 
-_BARE = {name: () for name in _NAMES_ONLY.split()}
+_BARE = dict.fromkeys(_NAMES_ONLY.split(), ())
 _COMMANDS: Mapping[Dialect, Mapping[str, tuple[Argument, ...] | None]] = MappingProxyType(
     {
         Dialect.PVE: {**_BARE, **_table(_COMMON), **_table(_PATCHED)},

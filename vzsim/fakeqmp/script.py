@@ -185,7 +185,8 @@ def parse_script(text: str) -> Script:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"script: {error}") from error
-    return _build(Script, document, "script")
+    script: Script = _build(Script, document, "script")
+    return script
 
 
 def _build(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:

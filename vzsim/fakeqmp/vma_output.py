@@ -11,33 +11,38 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 
-from vzdump_qemu.formats.vma import VmaDevice, VmaWriter
+import numpy as np
+import numpy.typing as npt
+
 from vzdump_qemu.errors import InternalError
+from vzdump_qemu.formats.vma import Buffer, ConfigBlob, VmaDevice, encode_header, layout
+from vzdump_qemu.formats.vma.extent import encode_extent_headers, slot_values
+from vzdump_qemu.formats.vma.zeroes import block_masks, stored_blocks
 from vzdump_qemu.units import ceil_div
 from vzsim.fakeqmp.outside import Sink
-
-VMA_CLUSTER_BYTES = 65536
-# QEMU flushes an extent when 58 of its 59 slots are taken.
-EXTENT_FILL_COUNT = 58
 
 
 class VmaOutput:
     """VMA stream of one backup.
 
     Args:
-        on_drained: called after a wait, when clusters can be added again or the output failed.
+        on_drained: called after a wait, when clusters can be added again or the output failed;
+            and once after `finish`.
     """
 
     def __init__(self, sink: Sink, *, on_drained: Callable[[], None]) -> None:
         self._sink = sink
         self._on_drained = on_drained
-        self._writer: VmaWriter | None = None
-        self._slots_taken_count = 0
+        self._uuid = b""
+        self._header: bytes = b""
+        self._slots: list[npt.NDArray[np.uint64]] = []
+        self._slot_count = 0
+        self._data: list[Buffer] = []
+        self._block_count = 0
+        self._extent_count = 0
         self._queue: list[memoryview] = []
-        self._finishing = False
         self._dropped = False
         self.error_text = ""
-        self.accepted_bytes = 0
 
     def open(
         self,
@@ -48,12 +53,13 @@ class VmaOutput:
         devices: Sequence[tuple[str, int]],
     ) -> None:
         """Set the header; it goes out with the first extent, not before."""
-        self._writer = VmaWriter(
-            uuid=archive_uuid.bytes,
-            ctime_s=ctime_s,
-            configs=configs,
-            devices=[
-                VmaDevice(dev_id=index, name=name, size_bytes=size_bytes)
+        self._uuid = archive_uuid.bytes
+        self._header = encode_header(
+            self._uuid,
+            ctime_s,
+            [ConfigBlob(name=name, data=data) for name, data in configs],
+            [
+                VmaDevice(vma_dev_id=index, name=name, size_bytes=size_bytes)
                 for index, (name, size_bytes) in enumerate(devices, start=1)
             ],
         )
@@ -64,44 +70,59 @@ class VmaOutput:
         return bool(self._queue)
 
     @property
-    def is_open(self) -> bool:
-        """The header is set and the end not yet reached."""
-        return self._writer is not None
-
-    @property
     def free_slot_count(self) -> int:
         """How many clusters can be added before the next flush."""
-        return EXTENT_FILL_COUNT - self._slots_taken_count
+        return layout.SLOTS_WRITTEN_PER_EXTENT - self._slot_count
 
-    def add(self, vma_dev_id: int, first_index: int, data: bytes | bytearray | memoryview) -> None:
+    def add(self, vma_dev_id: int, first_index: int, data: Buffer) -> int:
         """Add whole clusters (the last of a disk may be short), at most `free_slot_count`.
 
-        The extent is sent as soon as it is full; a failure shows in `error_text`.
+        The extent is sent as soon as it is full; a failure shows in `error_text`. Returns the
+        bytes of zero blocks, counted past the end of the disk up to a whole cluster.
         """
-        if self._writer is None:
-            raise InternalError("vma output used before its header was set")
-        buffers = self._writer.add_clusters(vma_dev_id, first_index, data)
-        self._slots_taken_count += ceil_div(len(data), VMA_CLUSTER_BYTES)
-        if self._slots_taken_count >= EXTENT_FILL_COUNT:
-            self._slots_taken_count = 0
-        self._send(buffers)
+        view = memoryview(data).cast("B")
+        stored = stored_blocks(view)
+        masks = block_masks(stored)
+        self._slots.append(slot_values(vma_dev_id, first_index, masks))
+        self._slot_count += len(masks)
+        edges = np.flatnonzero(np.diff(stored, prepend=False, append=False)).tolist()
+        for begin, end in zip(edges[::2], edges[1::2], strict=True):
+            part = view[begin * layout.VMA_BLOCK_BYTES : end * layout.VMA_BLOCK_BYTES]
+            self._block_count += end - begin
+            self._data.append(part)
+            if len(part) % layout.VMA_BLOCK_BYTES:
+                self._data.append(bytes(-len(part) % layout.VMA_BLOCK_BYTES))
+        if self._slot_count == layout.SLOTS_WRITTEN_PER_EXTENT:
+            self._flush()
+        block_count = ceil_div(len(view), layout.VMA_CLUSTER_BYTES) * layout.BLOCKS_PER_VMA_CLUSTER
+        return (block_count - int(np.count_nonzero(stored))) * layout.VMA_BLOCK_BYTES
 
     def finish(self) -> None:
         """Send the rest; `on_drained` is called once nothing is left (perhaps at once)."""
-        self._finishing = True
-        if self._writer is not None and not self.error_text:
-            self._send(self._writer.finish())
+        if self._uuid and not self.error_text and (self._slot_count or not self._extent_count):
+            self._flush()
         if not self._queue:
             self._on_drained()
+
+    def _flush(self) -> None:
+        if not self._uuid:
+            raise InternalError("vma output used before its header was set")
+        slots = np.concatenate([np.empty(0, dtype=np.uint64), *self._slots])
+        extent_header = encode_extent_headers(
+            self._uuid, slots.reshape(1, -1), block_count=self._block_count
+        )
+        self._send([self._header, extent_header, *self._data])
+        self._header = b""
+        self._slots, self._slot_count = [], 0
+        self._data, self._block_count = [], 0
+        self._extent_count += 1
 
     def drop(self) -> None:
         """Forget what is not written: a cancelled backup's last extent never appears."""
         self._dropped = True
-        self._writer = None
 
     def close(self) -> None:
         """Close the target."""
-        self._writer = None
         self._queue.clear()
         self._sink.close()
 
@@ -110,7 +131,7 @@ class VmaOutput:
         if not self.error_text:
             self.error_text = text
 
-    def _send(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+    def _send(self, buffers: Sequence[Buffer]) -> None:
         self._queue.extend(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
         if self._queue:
             self._push()
@@ -123,7 +144,6 @@ class VmaOutput:
                 self.fail(f"vma_queue_write: write error - {os.strerror(error.errno or 0)}")
                 self._queue.clear()
                 return
-            self.accepted_bytes += count
             if count == 0:
                 self._sink.when_writable(self._go_on)
                 return

@@ -111,9 +111,8 @@ class Decoder:
     def _finish_if_balanced(self, found: list[Message | ParseFailure]) -> None:
         if self._depth > 0:
             return
-        tokens = self._tokens
+        tokens = list(self._tokens)
         self.reset()
-        self._tokens = []
         try:
             found.append(Message(value=_Parser(tokens).whole()))
         except _ParseError as error:

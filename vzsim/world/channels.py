@@ -27,7 +27,8 @@ from vzsim.fakeqmp.agent import Agent as AgentMachine
 from vzsim.fakeqmp.monitor import Monitor
 
 EVENT_COUNT_MAX = 10_000
-AGENT_SYNC_TIMEOUT_S = 5.0
+# Connecting to a socket is never instant: another client may come first.
+CONNECT_S = 0.0005
 
 
 class MemoryQmp:
@@ -229,6 +230,7 @@ class OneClient:
     @asynccontextmanager
     async def serve(self, timeout_s: float, refusal: Exception) -> AsyncIterator[None]:
         """Wait for one's turn, bounded; raise `refusal` otherwise."""
+        await asyncio.sleep(CONNECT_S)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._lock.acquire()

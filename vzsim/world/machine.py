@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from vzdump_qemu.errors import AgentUnreachable, PowerError, QmpUnreachable
 from vzdump_qemu.ports import Agent, Qmp
 from vzsim.fakeqmp.disks import Disk, MemoryDisk
+from vzsim.fakeqmp.guest import Guest
 from vzsim.fakeqmp.machine import Machine as QemuMachine
 from vzsim.fakeqmp.machine import MachineConfig, ProcessEnd
 from vzsim.fakeqmp.outside import Sink
@@ -178,6 +179,7 @@ class SimulatedMachine:
         self.power = SimulatedPower(self)
         self.alive_handle_count = 0
         self.boot_count = 0
+        self.guest: Guest | None = None
         self._process: QemuMachine | None = None
         self._monitor_turn = OneClient()
         self._agent_turn = OneClient()
@@ -225,6 +227,8 @@ class SimulatedMachine:
         self._process = process
         self.boot_count += 1
         process.start()
+        self.guest = Guest(process)
+        self.guest.start()
 
     def end_process(self) -> None:
         """The process is gone."""

@@ -95,6 +95,7 @@ class SimulatedNode:
         self.lock_log: list[str] = []
         self._global_lock = asyncio.Lock()
         files.make_directories(DUMP_DIRECTORY)
+        files.make_directories("/var/tmp")
 
     async def list_vmids(self) -> Sequence[int]:
         """All VMs, ascending."""

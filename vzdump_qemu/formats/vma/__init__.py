@@ -4,6 +4,7 @@
 Source: VMA format, version 1.
 """
 
+from vzdump_qemu.formats.vma import layout
 from vzdump_qemu.formats.vma.book import ClusterBook, DeviceTally
 from vzdump_qemu.formats.vma.extent import DataRun, VmaExtent
 from vzdump_qemu.formats.vma.header import ConfigBlob, VmaDevice, VmaHeader, encode_header
@@ -34,4 +35,5 @@ __all__ = [
     "VmaStreamCheck",
     "VmaWriter",
     "encode_header",
+    "layout",
 ]

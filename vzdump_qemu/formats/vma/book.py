@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vzdump_qemu.errors import VmaError
-from vzdump_qemu.formats.vma import layout
 from vzdump_qemu.formats.vma.header import VmaDevice
 
 PAGE_CLUSTER_COUNT = 65536

@@ -44,7 +44,7 @@ def block_masks(stored: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint16]:
 
 
 def _nonzero_rows(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    found = words[:, _PROBED_WORDS[0]] != 0
+    found: npt.NDArray[np.bool_] = words[:, _PROBED_WORDS[0]] != 0
     for column in _PROBED_WORDS[1:]:
         doubtful = np.flatnonzero(~found)
         if not len(doubtful):

@@ -1,0 +1,47 @@
+"""Signals cancel a job once."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from vzdump_qemu.cli.signals import STOP_SIGNALS, cancelled_by_signals
+
+
+class Job:
+    """Works until cancelled, then undoes for three rounds of the event loop."""
+
+    def __init__(self) -> None:
+        self.undone_count = 0
+
+    async def run(self, number: signal.Signals) -> None:
+        with cancelled_by_signals():
+            try:
+                os.kill(os.getpid(), number)
+                await asyncio.Event().wait()
+            finally:
+                for _ in range(3):
+                    os.kill(os.getpid(), number)
+                    await asyncio.sleep(0)
+                    self.undone_count += 1
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+async def test_signal_cancels_and_later_ones_leave_the_undo_alone(number: signal.Signals) -> None:
+    job = Job()
+    task = asyncio.create_task(job.run(number))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert job.undone_count == 3
+
+
+async def test_request_cancels_like_a_signal() -> None:
+    async def run() -> None:
+        with cancelled_by_signals() as interruption:
+            interruption.request()
+            interruption.request()
+            await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(run())

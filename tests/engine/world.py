@@ -1,0 +1,229 @@
+"""A small simulated node for engine tests: one VM, its guest, and everything that was told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vzdump_qemu import events
+from vzdump_qemu.engine.batch import back_up_all
+from vzdump_qemu.engine.context import BatchResult, EnginePorts, RunResult
+from vzdump_qemu.formats.vma import DataRead, VmaReader
+from vzdump_qemu.plan.options import BackupOptions, TargetOptions
+from vzsim.fakeqmp.run_state import RunState
+from vzsim.fakeqmp.script import GuestRules, Script
+from vzsim.kernel import Chance, run_simulated
+from vzsim.world.clock import SimulatedClock, SimulatedIds
+from vzsim.world.files import SimulatedFiles
+from vzsim.world.machine import MachineHost, SimulatedMachine, VmShape, memory_images
+from vzsim.world.node import DUMP_DIRECTORY, SimulatedNode
+from vzsim.world.pipes import Descriptors
+from vzsim.world.store import SimulatedStore
+
+CONFIG = """\
+agent: 1
+name: web
+scsi0: local:100/vm-100-disk-0.raw,size=8M
+scsi1: local:100/vm-100-disk-1.raw,size=2097664
+"""
+IMAGES = {
+    "/var/lib/vz/images/100/vm-100-disk-0.raw": 8 << 20,
+    "/var/lib/vz/images/100/vm-100-disk-1.raw": (2 << 20) + 512,
+}
+
+
+class SimulatedCommands:
+    """The `CommandRunner` port; programs are functions of this test."""
+
+    def __init__(self) -> None:
+        self.programs: dict[str, Callable[..., Awaitable[tuple[int, Sequence[str]]]]] = {}
+        self.calls: list[list[str]] = []
+
+    def find(self, program: str) -> str | None:
+        return f"/usr/bin/{program}" if program in self.programs else None
+
+    async def run(
+        self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
+    ) -> tuple[int, Sequence[str]]:
+        self.calls.append(list(argv))
+        return await self.programs[argv[0].rpartition("/")[2]](argv)
+
+
+@dataclass
+class World:
+    """Everything a test may arrange before, and look at after, a run."""
+
+    config: str = CONFIG
+    images: dict[str, int] = field(default_factory=lambda: dict(IMAGES))
+    script: Script = field(default_factory=Script)
+    options: BackupOptions = field(
+        default_factory=lambda: BackupOptions(compressor=("zstd",), archive_extension=".zst")
+    )
+    state: RunState | None = RunState.RUNNING
+    has_agent: bool = True
+    shutdown_s: float = 2.0
+    start_error: str = ""
+    seed: int = 1
+    arrange: Callable[[World], None] = lambda world: None
+    meanwhile: Callable[[World], Awaitable[None]] | None = None
+    cancel_on: type[events.Event] | None = None
+    told: list[events.Event] = field(default_factory=list)
+    commands: SimulatedCommands = field(default_factory=SimulatedCommands)
+    qmp_log: list[str] = field(default_factory=list)
+
+    node: SimulatedNode = field(init=False)
+    store: SimulatedStore = field(init=False)
+    files: SimulatedFiles = field(init=False)
+    machine: SimulatedMachine = field(init=False)
+    host: MachineHost = field(init=False)
+    clock: SimulatedClock = field(default_factory=SimulatedClock)
+
+    def _build(self) -> None:
+        chance = Chance(self.seed)
+        self.files = SimulatedFiles()
+        descriptors = Descriptors()
+        images = memory_images(self.images, chance.of("disks").stream())
+        self.node = SimulatedNode(self.files, images)
+        self.store = SimulatedStore(self.files, descriptors)
+        self.host = MachineHost(
+            files=self.files,
+            descriptors=descriptors,
+            images=images,
+            stream=chance.of("qemu").stream(),
+        )
+        guest = replace(self.script.guest, keep_point_in_time="kept")
+        shape = VmShape(
+            vmid=100,
+            disks=tuple(
+                (f"drive-scsi{index}", path) for index, path in enumerate(sorted(self.images))
+            ),
+            has_agent=self.has_agent,
+            script=replace(self.script, guest=guest),
+            shutdown_s=self.shutdown_s,
+            start_error=self.start_error,
+        )
+        self.machine = SimulatedMachine(shape, self.host)
+        self.node.machines[100] = self.machine
+        self.node.configs[100] = self.config.encode()
+        if self.state is not None:
+            self.machine.boot(RunState.RUNNING)
+            if self.state is RunState.PAUSED:
+                self.machine.process.control.stop()
+            self._log_commands()
+        self.arrange(self)
+
+    def _log_commands(self) -> None:
+        process = self.machine.process
+        carry_out = process.carry_out
+
+        def logged(monitor: Any, name: str, arguments: Any) -> Any:
+            self.qmp_log.append(name)
+            return carry_out(monitor, name, arguments)
+
+        process.carry_out = logged  # type: ignore[method-assign]
+
+    def _emit(self, event: events.Event) -> None:
+        self.told.append(event)
+        if self.cancel_on is not None and isinstance(event, self.cancel_on):
+            assert self._task is not None
+            self._task.cancel()
+
+    async def _main(self) -> BatchResult | None:
+        self._build()
+        await asyncio.sleep(1)  # the guest and its agent are up
+        ports = EnginePorts(
+            node=self.node,
+            store=self.store,
+            commands=self.commands,
+            clock=self.clock,
+            ids=SimulatedIds(Chance(self.seed).of("tool").stream()),
+            emit=self._emit,
+        )
+        self._task = asyncio.ensure_future(back_up_all(ports, self.options, [100]))
+        others = []
+        if self.meanwhile is not None:
+            others.append(asyncio.ensure_future(self.meanwhile(self)))
+        try:
+            return await self._task
+        except asyncio.CancelledError:
+            return None
+        finally:
+            await asyncio.gather(*others)
+            await asyncio.sleep(700)  # late replies and lost requests come to light
+
+    def run(self) -> RunResult | None:
+        """Back the VM up; its result, or None if the job was cancelled or did not begin."""
+        batch = run_simulated(self._main())
+        self.batch = batch
+        return batch.runs[0] if batch is not None and batch.runs else None
+
+    def names(self) -> list[str]:
+        """Names of all events told, in order."""
+        return [type(event).__name__ for event in self.told]
+
+    def told_of(self, kind: type[Any]) -> list[Any]:
+        """All events of one kind."""
+        return [event for event in self.told if isinstance(event, kind)]
+
+    def archives(self) -> list[str]:
+        """Files in the dump directory."""
+        return sorted(path for path in self.files.files if path.startswith(DUMP_DIRECTORY))
+
+    def restored(self) -> dict[str, bytes]:
+        """Disks in the one archive there is."""
+        (path,) = self.archives()
+        return restore_all(self.files.read(path))
+
+    def assert_nothing_left(self) -> None:
+        """No lock, job, descriptor, process, temporary file, handle, frozen guest."""
+        assert self.node.lock_of(100) == ""
+        assert self.host.descriptors.open_count() == 0
+        assert self.store.live_compressor_count == 0
+        assert self.machine.alive_handle_count == 0
+        assert [path for path in self.files.files if not path.endswith(".vma.zst")] == []
+        assert [path for path in self.files.directories if path.endswith(".tmp")] == []
+        if self.machine.run_state is not None:
+            process = self.machine.process
+            assert process.backup.query().get("status") != "active"
+            assert process.agent is None or not process.agent.is_frozen
+
+    def assert_failed_clean(self, result: RunResult | None, text: str) -> None:
+        """The run failed with that first cause, and left only its log."""
+        assert result is not None and result.error is not None
+        assert text in str(result.error)
+        assert self.archives() == []
+        self.assert_nothing_left()
+
+    def assert_good(self, result: RunResult | None) -> None:
+        """One whole archive of the disks as they were at the point in time."""
+        assert result is not None
+        assert result.error is None, result.error
+        assert self.restored() == self.host.points_in_time
+        self.assert_nothing_left()
+
+
+def restore_all(stream: bytes) -> dict[str, bytes]:
+    """Decode a plain VMA stream into disks."""
+    reader = VmaReader()
+    reader.feed(stream)
+    reader_disks: dict[int, bytearray] = {}
+    while (event := reader.next_event()) is not None:
+        header = reader.check.header
+        if header is not None and not reader_disks:
+            reader_disks = {d.vma_dev_id: bytearray(d.size_bytes) for d in header.devices}
+        if isinstance(event, DataRead):
+            disk = reader_disks[event.vma_dev_id]
+            end = min(len(disk), event.disk_offset_bytes + len(event.data))
+            disk[event.disk_offset_bytes : end] = event.data[: end - event.disk_offset_bytes]
+    reader.finish()
+    assert reader.check.header is not None
+    return {
+        device.name: bytes(reader_disks[device.vma_dev_id])
+        for device in reader.check.header.devices
+    }
+
+
+STDOUT = TargetOptions(to_stdout=True)
+QUIET_GUEST = GuestRules()

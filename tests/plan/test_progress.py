@@ -1,0 +1,65 @@
+"""When a progress line is due, and its figures."""
+
+from __future__ import annotations
+
+from vzdump_qemu.plan.progress import ProgressTracker, percent_of
+from vzdump_qemu.ports import JobProgress, JobStatus
+
+
+def _look(transferred: int, *, done: bool = False, **more: int) -> JobProgress:
+    return JobProgress(
+        status=JobStatus.DONE if done else JobStatus.ACTIVE,
+        total_bytes=more.pop("total_bytes", 1000),
+        dirty_bytes=more.pop("dirty_bytes", 1000),
+        transferred_bytes=transferred,
+        **more,
+    )
+
+
+def test_percentage_is_a_floor_and_100_for_nothing_to_do() -> None:
+    assert (percent_of(999, 1000), percent_of(0, 0), percent_of(1, 3)) == (99, 100, 33)
+
+
+def test_line_waits_for_two_seconds_and_a_new_percentage() -> None:
+    tracker = ProgressTracker()
+    assert tracker.take(_look(10), elapsed_s=1.0) is None
+    assert tracker.take(_look(10), elapsed_s=2.1) is not None
+    assert tracker.take(_look(10), elapsed_s=9.0) is None
+
+
+def test_last_look_makes_a_line_unless_100_percent_was_told() -> None:
+    tracker = ProgressTracker()
+    line = tracker.take(_look(1000, done=True), elapsed_s=0.5)
+    assert line is not None and line.percent == 100
+    assert tracker.take(_look(1000, done=True), elapsed_s=0.6) is None
+
+
+def test_rates_count_since_the_last_line_and_leave_out_zeroes() -> None:
+    tracker = ProgressTracker()
+    tracker.take(_look(100, zero_bytes=50), elapsed_s=5.0)
+    line = tracker.take(_look(500, zero_bytes=150), elapsed_s=9.0)
+    assert line is not None
+    assert (line.read_bytes_per_s, line.write_bytes_per_s) == (100.0, 75.0)
+
+
+def test_rates_leave_out_reused_data_of_an_incremental_run() -> None:
+    tracker = ProgressTracker()
+    line = tracker.take(_look(400, reused_bytes=100, zero_bytes=7), elapsed_s=4.0)
+    assert line is not None
+    assert (line.read_bytes_per_s, line.write_bytes_per_s) == (100.0, 75.0)
+
+
+def test_zeroes_past_the_end_never_make_a_rate_negative() -> None:
+    line = ProgressTracker().take(_look(512, done=True, zero_bytes=61440), elapsed_s=1.0)
+    assert line is not None and line.write_bytes_per_s == 0.0
+
+
+def test_target_is_the_dirty_amount_where_that_is_smaller() -> None:
+    line = ProgressTracker().take(_look(100, dirty_bytes=200), elapsed_s=3.0)
+    assert line is not None
+    assert (line.percent, line.target_bytes) == (50, 200)
+
+
+def test_nothing_dirty_is_100_percent() -> None:
+    line = ProgressTracker().take(_look(0, done=True, dirty_bytes=0), elapsed_s=1.0)
+    assert line is not None and line.percent == 100

@@ -1,0 +1,74 @@
+"""The public entry points: a node, and backups of its VMs, from Python.
+
+Owns which adapter stands behind which port; `cli` takes it from here. Importing this module pulls
+in the engine and the adapters. Source: architecture, sections 2 and 8.
+
+    async with open_node("./lab") as node:
+        result = await backup(node, 100, BackupOptions(...))
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from vzdump_qemu import node as node_adapter
+from vzdump_qemu.engine.batch import back_up_all
+from vzdump_qemu.engine.context import EnginePorts, RunResult
+from vzdump_qemu.events import Emit, Event
+from vzdump_qemu.plan.options import BackupOptions
+from vzdump_qemu.ports import Node
+from vzdump_qemu.stores.archive_directory import ArchiveDirectory
+from vzdump_qemu.stores.commands import SystemCommandRunner
+from vzdump_qemu.stores.system import SystemClock, SystemIds
+
+
+def open_node(root: str = "/") -> AbstractAsyncContextManager[Node]:
+    """A PVE node, or a folder laid out like one.
+
+    Args:
+        root: ``/`` for this host.
+    Raises:
+        ConfigError: the folder is no node.
+    """
+    return node_adapter.open_node(root)
+
+
+async def backup(
+    node: Node, vmid: int, options: BackupOptions | None = None, *, emit: Emit | None = None
+) -> RunResult:
+    """Back up one VM under the node's global lock.
+
+    Args:
+        emit: hears what happens; must neither block nor raise.
+    Returns:
+        How it ended; a failure of the VM's own run is in its `error`.
+    Raises:
+        BackupError: the job could not begin, e.g. the storage is not there.
+        asyncio.CancelledError: the caller was cancelled; everything was undone first.
+    """
+    ports = join_ports(node, emit=emit or _ignore)
+    batch = await back_up_all(ports, options or BackupOptions(), (vmid,))
+    if batch.error is not None:
+        raise batch.error
+    [result] = batch.runs
+    return result
+
+
+def join_ports(node: Node, *, emit: Emit, stdout_fd: int = 1) -> EnginePorts:
+    """Everything that the engine is handed for one job on a node of this host.
+
+    Args:
+        stdout_fd: where an archive for standard output goes.
+    """
+    return EnginePorts(
+        node=node,
+        store=ArchiveDirectory(stdout_fd=stdout_fd),
+        commands=SystemCommandRunner(),
+        clock=SystemClock(),
+        ids=SystemIds(),
+        emit=emit,
+    )
+
+
+def _ignore(_: Event) -> None:
+    return
