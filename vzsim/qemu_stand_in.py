@@ -28,11 +28,9 @@ _VERSION_TEXT = "QEMU emulator version 10.0.2 (vzsim)"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Becomes ``qemu-vzsim …`` by running itself anew under that name."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    os.execve(
-        sys.executable,
-        [_PROGRAM, "-m", "vzsim.qemu_stand_in", *given],
-        {**os.environ, "PYTHONEXECUTABLE": sys.executable},
-    )
+    # Python finds its environment by the folder of argv[0], so the name keeps that folder.
+    name = os.path.join(os.path.dirname(sys.executable), _PROGRAM)
+    os.execv(sys.executable, [name, "-P", "-m", "vzsim.qemu_stand_in", *given])
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -97,9 +97,9 @@ async def test_run_cancelled_ends_and_reaps_the_group(tmp_path: Path, trap: str)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    for process_id in map(int, ids_path.read_text().split()):
-        await _until(lambda process_id=process_id: not _is_alive(process_id))
-    assert not os.path.exists(f"/proc/{ids_path.read_text().split()[0]}")
+    ids = [int(word) for word in ids_path.read_text().split()]
+    await _until(lambda: not any(map(_is_alive, ids)))
+    assert not os.path.exists(f"/proc/{ids[0]}")
 
 
 def test_find_program_gives_its_path_or_none(tmp_path: Path) -> None:

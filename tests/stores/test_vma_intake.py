@@ -20,7 +20,7 @@ from vzdump_qemu.errors import CompressorError, InternalError, TargetError, VmaE
 from vzdump_qemu.formats.vma import VmaDevice, VmaWriter
 from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaIntake, VmaProof
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
-from vzdump_qemu.stores.vma_intake import TargetFiles
+from vzdump_qemu.stores.vma_intake import RelayedIntake, TargetFiles
 
 DATA = Path(__file__).parent.parent / "data" / "intake"
 TWO_DISKS = (DATA / "qemu-two-disks.vma").read_bytes()
@@ -427,6 +427,18 @@ async def test_intake_stalled_compressor_does_not_hold_up_discard(tmp_path: Path
         await writer.join()
     assert writer.errors == []
     assert os.listdir(tmp_path) == []
+
+
+async def test_intake_drained_stall_lets_the_writer_end_before_discard(tmp_path: Path) -> None:
+    intake = await ArchiveDirectory().open_intake(_target(tmp_path, ("sh", "-c", "sleep 1000")))
+    writer = _feed(intake, *_flood())
+    assert isinstance(intake, RelayedIntake)
+    intake.drain()
+    async with asyncio.timeout(WAIT_S):
+        await writer.join()
+    assert writer.errors == []
+    assert intake.failure() is None
+    await intake.discard()
 
 
 async def test_intake_stalled_target_finish_ends_in_time(tmp_path: Path) -> None:

@@ -284,6 +284,54 @@ def test_quit_replies_then_ends() -> None:
     assert [end.signal_name for end in bench.ends] == [""]
 
 
+def test_node_added_for_a_backup_is_backed_up_and_removed_twice_over() -> None:
+    bench = _Bench()
+    bench.host.add_disk("/tpm", 4 * _MIB)
+    file = {"driver": "file", "filename": "/tpm", "node-name": "tpmstate0-backup-file"}
+    below = {"driver": "raw", "file": file, "size": 2 * _MIB, "read-only": True}
+    name = "drive-tpmstate0-backup"
+    for _ in range(2):
+        added = bench.ask("blockdev-add", driver="throttle", node_name=name, file=below)
+        assert added == {"return": {}, "id": 1}
+        sink = MemorySink()
+        assert "return" in bench.backup(sink, devlist=f"drive-scsi1,{name}", fleecing=False)
+        bench.run(5)
+        assert bench.status()["total"] == 6 * _MIB
+        assert bench.status()["status"] == "done"
+        assert bench.ask("blockdev-del", node_name=name) == {"return": {}, "id": 1}
+    names = [node["node-name"] for node in bench.ask("query-named-block-nodes")["return"]]
+    assert name not in names
+
+
+def test_missing_fleecing_and_long_node_name_are_refused() -> None:
+    bench = _Bench()
+    reply = bench.backup(MemorySink(), fleecing=True)
+    assert reply["error"]["class"] == "DeviceNotFound"
+    reply = bench.ask("blockdev-add", driver="raw", node_name="x" * 32, file={"driver": "file"})
+    assert reply["error"]["desc"] == "Node name too long"
+
+
+def test_guest_write_with_fleecing_and_stalled_reader_goes_through_at_once() -> None:
+    bench = _Bench(sizes=(8,))
+    bench.host.add_disk("/fleece", 8 * _MIB)
+    bench.ask(
+        "blockdev-add",
+        driver="raw",
+        node_name="drive-scsi0-fleecing",
+        file={"driver": "file", "filename": "/fleece"},
+    )
+    before = bytes(bench.disks[0].read(0, 8 * _MIB))
+    sink = MemorySink(allowance_bytes=_MIB)
+    bench.backup(sink, fleecing=True)
+    bench.run(1)
+    outcomes: list[int] = []
+    bench.machine.guest_write("drive-scsi0", 6 * _MIB + 7, bytes(_MIB), outcomes.append)
+    assert outcomes == [0]
+    sink.read_on()
+    bench.run(1)
+    assert _disks_of(bytes(sink.data), {1: 8 * _MIB})[1] == before
+
+
 # -- the agent -----------------------------------------------------------------------------------
 
 

@@ -74,10 +74,20 @@ def test_arguments_with_unknown_or_bare_option_are_refused_as_qemu_does() -> Non
 def test_plan_from_launch_line_names_channels_and_state() -> None:
     plan = plan_launch(
         [
-            "-S", "-no-shutdown", "-chardev", "socket,id=q,path=/q,server=on,wait=off",
-            "-mon", "chardev=q,mode=control", "-qmp", "unix:/q2,server=on,wait=off",
-            "-chardev", "socket,path=/a,server=on,wait=off,id=agent0", "-vzsim", "script=/s",
-            "-device", "virtserialport,chardev=agent0,name=org.qemu.guest_agent.0,id=ch0",
+            "-S",
+            "-no-shutdown",
+            "-chardev",
+            "socket,id=q,path=/q,server=on,wait=off",
+            "-mon",
+            "chardev=q,mode=control",
+            "-qmp",
+            "unix:/q2,server=on,wait=off",
+            "-chardev",
+            "socket,path=/a,server=on,wait=off,id=agent0",
+            "-vzsim",
+            "script=/s",
+            "-device",
+            "virtserialport,chardev=agent0,name=org.qemu.guest_agent.0,id=ch0",
         ]
     )
     assert plan.monitor_paths == ["/q2", "/q"]

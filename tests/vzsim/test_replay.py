@@ -316,9 +316,14 @@ class _Replay:
 
     def _expect(self, record: dict[str, Any]) -> None:
         message = record["message"]
-        if isinstance(message, dict) and (
-            record["channel"], str(message.get("id")),
-        ) in self.skipped:
+        if (
+            isinstance(message, dict)
+            and (
+                record["channel"],
+                str(message.get("id")),
+            )
+            in self.skipped
+        ):
             return
         self.want.setdefault(record["channel"], []).append(
             (record["t_ms"], message, record.get("prefix_hex", "") == "ff")

@@ -43,3 +43,25 @@ def cancelled_by_signals() -> Iterator[Interruption]:
     finally:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let the stop signals raise KeyboardInterrupt in a verb without an event loop.
+
+    The first one; later ones are ignored, so that they do not disturb the undo.
+    """
+
+    def interrupt(_number: int, _frame: object) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
+    for number in STOP_SIGNALS:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

@@ -75,7 +75,7 @@ class ExternalVmaPath:
             devices=(),
         )
         for part in (writer.header_bytes(), *writer.finish()):
-            await intake.write(part)
+            await intake.write(bytes(part))
         return uuid
 
     async def _create(

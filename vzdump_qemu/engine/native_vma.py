@@ -187,9 +187,10 @@ class NativeVmaPath:
             return
         try:
             async with AsyncExitStack() as stack:
-                qmp = self._qmp or await stack.enter_async_context(
-                    self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
-                )
+                qmp = self._qmp
+                if qmp is None:
+                    connection = self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
+                    qmp = await stack.enter_async_context(connection)
                 await qmp.execute("closefd", {"fdname": FD_NAME}, timeout_s=QUERY_TIMEOUT_S)
         except QmpCommandError:
             return  # `backup` had taken it over

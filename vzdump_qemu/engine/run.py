@@ -7,7 +7,7 @@ calls. Source: host behaviour, sections 1.7 to 1.11, with the weak spots of 9.1 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.archive_step import ArchiveStep
@@ -42,6 +42,22 @@ class _Outcome:
     consistency: Consistency | None = None
     freeze_window_s: float | None = None
 
+    def result(
+        self, vmid: int, error: BackupError | None, duration_s: float, warnings: tuple[str, ...]
+    ) -> RunResult:
+        """What the caller gets; a failed run has no archive."""
+        return RunResult(
+            vmid=vmid,
+            vm_name=self.vm_name,
+            error=error,
+            archive_path="" if error else self.archive_path,
+            size_bytes=0 if error else self.size_bytes,
+            duration_s=duration_s,
+            consistency=self.consistency,
+            freeze_window_s=self.freeze_window_s,
+            warnings=warnings,
+        )
+
 
 class _WarningCount:
     """Passes events on and keeps the texts of warnings for the result."""
@@ -67,14 +83,7 @@ async def back_up_vm(
         asyncio.CancelledError: the caller was cancelled; the run was undone and told first.
     """
     warnings = _WarningCount(ports.emit)
-    ports = EnginePorts(
-        node=ports.node,
-        store=ports.store,
-        commands=ports.commands,
-        clock=ports.clock,
-        ids=ports.ids,
-        emit=warnings,
-    )
+    ports = replace(ports, emit=warnings)
     began_ns, began_s = ports.clock.now_ns(), ports.clock.wall_s()
     names = name_run(
         vmid=vmid,
@@ -84,12 +93,10 @@ async def back_up_vm(
         extension=options.archive_extension,
         process_id=ports.ids.process_id(),
     )
+    log_path = f"{options.log_directory}/qemu-{vmid}.log"
     ports.emit(
         events.RunStarted(
-            vmid=vmid,
-            wall_s=began_s,
-            log_path=f"{options.log_directory}/qemu-{vmid}.log",
-            side_log_path=names.side_log_path,
+            vmid=vmid, wall_s=began_s, log_path=log_path, side_log_path=names.side_log_path
         )
     )
     undo = UndoStack(ports.emit)
@@ -108,36 +115,28 @@ async def back_up_vm(
         if not run.outcome.published:
             error = Interrupted()
     duration_s = (ports.clock.now_ns() - began_ns) / NS_PER_S
-    outcome = run.outcome
-    if error is not None:
-        ports.emit(
-            events.RunFailed(
-                vmid=vmid, wall_s=ports.clock.wall_s(), text=str(error), hint=error.hint
-            )
-        )
+    result = run.outcome.result(vmid, error, duration_s, tuple(warnings.texts))
+    _tell_end(ports, result)
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+def _tell_end(ports: EnginePorts, result: RunResult) -> None:
+    vmid, wall_s = result.vmid, ports.clock.wall_s()
+    if result.error is not None:
+        text, hint = str(result.error), result.error.hint
+        ports.emit(events.RunFailed(vmid=vmid, wall_s=wall_s, text=text, hint=hint))
     else:
         ports.emit(
             events.RunSucceeded(
                 vmid=vmid,
-                wall_s=ports.clock.wall_s(),
-                duration_s=duration_s,
-                consistency=outcome.consistency or Consistency.STOPPED,
+                wall_s=wall_s,
+                duration_s=result.duration_s,
+                consistency=result.consistency or Consistency.STOPPED,
             )
         )
     ports.emit(events.RunClosed(vmid=vmid))
-    if cancelled is not None:
-        raise cancelled
-    return RunResult(
-        vmid=vmid,
-        vm_name=outcome.vm_name,
-        error=error,
-        archive_path="" if error else outcome.archive_path,
-        size_bytes=0 if error else outcome.size_bytes,
-        duration_s=duration_s,
-        consistency=outcome.consistency,
-        freeze_window_s=outcome.freeze_window_s,
-        warnings=tuple(warnings.texts),
-    )
 
 
 class _Run:

@@ -75,21 +75,24 @@ STORAGE_TYPES: Mapping[str, StorageType] = {
 }
 """Every storage type that is known."""
 
-_KNOWN_CONTENTS = frozenset().union(*(kind.contents for kind in STORAGE_TYPES.values()))
 _BOOLEAN_KEYS = frozenset(
-    ("disable", "shared", "krbd", "mkdir", "create-base-path", "create-subdirs", "sparse")
-    + ("fuse", "tagged_only", "saferemove", "nocow", "nowritecache", "skip-cert-verification")
-    + ("snapshot-as-volume-chain",)
-)
+    (
+        "disable", "shared", "krbd", "mkdir", "create-base-path", "create-subdirs", "sparse",
+        "fuse", "tagged_only", "saferemove", "nocow", "nowritecache", "skip-cert-verification",
+        "snapshot-as-volume-chain",
+    )
+)  # fmt: skip
 _TEXT_KEYS = frozenset(
-    ("nodes", "content", "prune-backups", "max-protected-backups", "maxfiles", "content-dirs")
-    + ("format", "preallocation", "bwlimit", "path", "is_mountpoint", "server", "export")
-    + ("options", "share", "subdir", "domain", "smbversion", "username", "monhost", "fs-name")
-    + ("keyring", "vgname", "base", "thinpool", "pool", "data-pool", "namespace", "blocksize")
-    + ("iscsiprovider", "portal", "target", "mountpoint", "comstar_hg", "comstar_tg", "lio_tpg")
-    + ("saferemove_throughput", "saferemove-stepsize", "datastore", "port", "fingerprint")
-    + ("encryption-key", "master-pubkey", "password", "authsupported", "zfs-base-path")
-)
+    (
+        "nodes", "content", "prune-backups", "max-protected-backups", "maxfiles", "content-dirs",
+        "format", "preallocation", "bwlimit", "path", "is_mountpoint", "server", "export",
+        "options", "share", "subdir", "domain", "smbversion", "username", "monhost", "fs-name",
+        "keyring", "vgname", "base", "thinpool", "pool", "data-pool", "namespace", "blocksize",
+        "iscsiprovider", "portal", "target", "mountpoint", "comstar_hg", "comstar_tg", "lio_tpg",
+        "saferemove_throughput", "saferemove-stepsize", "datastore", "port", "fingerprint",
+        "encryption-key", "master-pubkey", "password", "authsupported", "zfs-base-path",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,10 +207,10 @@ class _Reader:
 
     def feed(self, line: str) -> None:
         stripped = line.strip(_BLANKS)
-        if stripped.startswith("#"):
-            return
-        if not stripped:
+        if not line:
             self.finish_section()
+        elif not stripped or stripped.startswith("#"):
+            return
         elif self._is_open:
             self._take_option(line)
         else:

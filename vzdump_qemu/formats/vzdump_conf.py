@@ -139,20 +139,26 @@ class VzdumpConf:
     """What the file says.
 
     Attributes:
-        options: value by name, checked. Booleans are ``1`` or ``0``, lists are joined by ``,``,
-            an array by line feeds (a path may hold a comma). Unknown options are left out.
+        values: checked values by name: one each, several only for arrays. Booleans are ``1`` or
+            ``0``, lists are joined by ``,``. Unknown options are left out.
         warnings: a line for each thing that was not understood and is ignored.
     """
 
-    options: Mapping[str, str]
+    values: Mapping[str, tuple[str, ...]]
     warnings: tuple[str, ...]
 
+    @property
+    def options(self) -> Mapping[str, str]:
+        """One value by name; those of an array are joined by ``,``."""
+        return {name: ",".join(words) for name, words in self.values.items()}
 
-def parse_vzdump_conf(raw: bytes) -> VzdumpConf:
+
+def parse_vzdump_conf(raw: bytes | str) -> VzdumpConf:
     """Read ``vzdump.conf``; what cannot be used costs a warning, never an error."""
-    options: dict[str, str] = {}
+    text = raw if isinstance(raw, str) else raw.decode("utf-8", errors="backslashreplace")
+    values: dict[str, tuple[str, ...]] = {}
     warnings: list[str] = []
-    for line in raw.decode("utf-8", errors="backslashreplace").split("\n"):
+    for line in text.split("\n"):
         line = line.strip(_BLANKS)
         if not line or line.startswith("#"):
             continue
@@ -168,19 +174,18 @@ def parse_vzdump_conf(raw: bytes) -> VzdumpConf:
         except ConfigError as error:
             warnings.append(f"parse error in '{CONF_PATH}' - '{name}': {error.message}")
             continue
-        if OPTION_RULES[name].kind is OptionKind.PATHS and name in options:
-            checked = f"{options[name]}\n{checked}"
-        options[name] = checked
-    if "storage" in options and "dumpdir" in options:
-        del options["dumpdir"]
+        is_array = OPTION_RULES[name].kind is OptionKind.PATHS
+        values[name] = (*values.get(name, ()), checked) if is_array else (checked,)
+    if "storage" in values and "dumpdir" in values:
+        del values["dumpdir"]
         warnings.append(
             f"both 'storage' and 'dumpdir' defined in '{CONF_PATH}' - ignoring 'dumpdir'"
         )
-    return VzdumpConf(options=options, warnings=tuple(warnings))
+    return VzdumpConf(values=values, warnings=tuple(warnings))
 
 
 def check_option(name: str, value: str) -> str:
-    """Check a value and return its plain form (see `VzdumpConf.options`).
+    """Check a value and return its plain form (see `VzdumpConf.values`).
 
     Raises: ConfigError for an unknown option or a value that does not fit.
     """

@@ -53,6 +53,5 @@ def _cluster_content(generator: np.random.Generator) -> list[tuple[int, bytes]]:
         return []
     kept = generator.random(_BLOCKS_PER_CLUSTER) < 0.5
     return [
-        (int(index) * _BLOCK_BYTES, generator.bytes(_BLOCK_BYTES))
-        for index in np.flatnonzero(kept)
+        (int(index) * _BLOCK_BYTES, generator.bytes(_BLOCK_BYTES)) for index in np.flatnonzero(kept)
     ]

@@ -281,7 +281,7 @@ class RelayedIntake:
         """
         if await self._is_published():
             return
-        self._release()
+        self.drain()
         await self._wait_up_to(self._relay.ended, self._discard_timeout_s)
         self._relay.stop()
         await self._wait_up_to(self._relay.ended, _END_GRACE_S)
@@ -296,9 +296,26 @@ class RelayedIntake:
             if removal.done():
                 removal.result()
 
+    def drain(self) -> None:
+        """Give the archive up at once, and only read on until the writer closes. Idempotent.
+
+        To be called before QEMU is told to cancel: with a stalled target that call would not
+        return and every monitor of that QEMU would freeze (failure modes, row 95). `discard`
+        does it first of all.
+        """
+        if not self._released:
+            self._failure = self.failure()
+            self._released = True
+        self.close_write_end()
+        self._relay.drain()
+        if self._filter is not None:
+            self._filter.kill()
+        if self._writer is not None:
+            self._writer.stop()
+
     def abandon(self) -> None:
         """End everything at once, for an opening that nobody waits for any more. Blocks."""
-        self._release()
+        self.drain()
         self._relay.stop()
         self._close_target()
         with suppress(TargetError):
@@ -428,17 +445,6 @@ class RelayedIntake:
         if done:
             self._close_target()
         return done
-
-    def _release(self) -> None:
-        if not self._released:
-            self._failure = self.failure()
-            self._released = True
-        self.close_write_end()
-        self._relay.drain()
-        if self._filter is not None:
-            self._filter.kill()
-        if self._writer is not None:
-            self._writer.stop()
 
     def _remove_temp(self) -> None:
         try:

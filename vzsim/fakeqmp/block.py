@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vzsim.fakeqmp.disks import Disk, FaultyDisk
+from vzsim.fakeqmp.disks import Disk, FaultyDisk, LimitedDisk
 from vzsim.fakeqmp.outside import Host
 from vzsim.fakeqmp.schema import CommandError, Dialect, not_found
 
@@ -30,6 +30,7 @@ class Node:
     read_only: bool = False
     in_use_by: str = ""
     throttled: Node | None = None
+    owns_throttled: bool = False
 
     @property
     def source(self) -> Node:
@@ -138,20 +139,15 @@ class BlockLayer:
         path = file_options.get("filename")
         if path is None:
             raise CommandError("Parameter 'filename' is missing")
-        return self._open(
+        node = self._open(
             name,
             path=str(path),
             driver=driver if driver in _DISK_FORMATS else "raw",
             read_only=read_only,
             file_name=str(file_options.get("node-name", "")) if below else "",
         )
-
-    def add_ready_node(self, name: str, *, driver: str, path: str, disk: Disk) -> Node:
-        """A node over an image that is already open."""
-        node = Node(
-            name=name, file_name=self.make_up_name(), driver=driver, path=path, disk=disk
-        )
-        self._nodes[name] = node
+        if driver == "raw" and "size" in options and node.disk is not None:
+            node.disk = LimitedDisk(node.disk, int(options["size"]))
         return node
 
     def _add_faulty(self, name: str, driver: str, debug: Mapping[str, Any]) -> Node:
@@ -180,6 +176,7 @@ class BlockLayer:
             disk=child.disk,
             read_only=child.read_only,
             throttled=child,
+            owns_throttled=isinstance(below, Mapping),
         )
         child.in_use_by = name
         self._nodes[name] = node
@@ -282,6 +279,8 @@ class BlockLayer:
             raise CommandError(f"Block device {name} is in use")
         if node.throttled is not None:
             node.throttled.in_use_by = ""
+            if node.owns_throttled:
+                self.remove_node(node.throttled.name)
         elif node.file_name in self._nodes:
             self._nodes[node.file_name].in_use_by = ""
         elif node.disk is not None:

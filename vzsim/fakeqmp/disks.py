@@ -102,6 +102,35 @@ class RawFileDisk:
         os.close(self._fd)
 
 
+class LimitedDisk:
+    """The beginning of a larger image (the ``size`` option of QEMU's raw driver)."""
+
+    def __init__(self, inner: Disk, size_bytes: int) -> None:
+        self._inner = inner
+        self._size_bytes = size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self._inner.allocated_bytes
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray | memoryview:
+        return self._inner.read(offset_bytes, length_bytes)
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        self._inner.write(offset_bytes, data)
+
+    def resize(self, size_bytes: int) -> None:
+        self._inner.resize(size_bytes)
+        self._size_bytes = size_bytes
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 class FaultyDisk:
     """A disk of which one sector cannot be read (what QEMU's blkdebug driver does)."""
 

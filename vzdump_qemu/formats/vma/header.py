@@ -98,18 +98,18 @@ def encode_header(
     _check_configs_to_write(configs)
     _check_devices_to_write(devices)
     check_names(configs, devices)
-    strings = bytearray(1)
+    strings = _Strings()
     name_pointers = [0] * layout.CONFIG_SLOT_COUNT
     data_pointers = [0] * layout.CONFIG_SLOT_COUNT
     for slot_index, config in enumerate(configs):
-        name_pointers[slot_index] = _append_string(strings, config.name.encode() + b"\0")
-        data_pointers[slot_index] = _append_string(strings, config.data)
+        name_pointers[slot_index] = strings.append(config.name.encode() + b"\0")
+        data_pointers[slot_index] = strings.append(config.data)
     table = bytearray(layout.DEVICE_SLOT_COUNT * layout.DEVICE_STRUCT.size)
     for device in sorted(devices, key=lambda device: device.vma_dev_id):
-        pointer = _append_string(strings, device.name.encode() + b"\0")
+        pointer = strings.append(device.name.encode() + b"\0")
         at = device.vma_dev_id * layout.DEVICE_STRUCT.size
         layout.DEVICE_STRUCT.pack_into(table, at, pointer, device.size_bytes)
-    header_bytes = layout.FIXED_HEADER_BYTES + round_up(len(strings), layout.HEADER_ALIGNMENT_BYTES)
+    header_bytes = layout.FIXED_HEADER_BYTES + strings.reserved_bytes
     if header_bytes > layout.WRITTEN_HEADER_BYTES_MAX:
         raise VmaError(
             f"vma header of {header_bytes} bytes is over {layout.WRITTEN_HEADER_BYTES_MAX}",
@@ -118,12 +118,13 @@ def encode_header(
     header = bytearray(header_bytes)
     layout.HEADER_STRUCT.pack_into(
         header, 0, layout.MAGIC, layout.VERSION, uuid, ctime_s, bytes(layout.MD5_BYTES),
-        layout.FIXED_HEADER_BYTES, len(strings), header_bytes,
+        layout.FIXED_HEADER_BYTES, len(strings.buffer), header_bytes,
     )  # fmt: skip
     layout.POINTER_TABLE_STRUCT.pack_into(header, layout.CONFIG_NAMES_OFFSET, *name_pointers)
     layout.POINTER_TABLE_STRUCT.pack_into(header, layout.CONFIG_DATA_OFFSET, *data_pointers)
     header[layout.DEVICE_TABLE_OFFSET : layout.FIXED_HEADER_BYTES] = table
-    header[layout.FIXED_HEADER_BYTES : layout.FIXED_HEADER_BYTES + len(strings)] = strings
+    strings_end = layout.FIXED_HEADER_BYTES + len(strings.buffer)
+    header[layout.FIXED_HEADER_BYTES : strings_end] = strings.buffer
     digest = md5_digest(header)
     header[layout.HEADER_MD5_OFFSET : layout.HEADER_MD5_OFFSET + layout.MD5_BYTES] = digest
     return bytes(header)
@@ -250,12 +251,32 @@ def _check_size(device: VmaDevice) -> None:
         raise VmaError(f"vma device '{device.name}' is too large ({device.size_bytes} bytes)")
 
 
-def _append_string(strings: bytearray, value: bytes) -> int:
-    if len(value) > layout.CONFIG_BYTES_MAX:
-        raise VmaError(f"vma cannot hold a name of {len(value)} bytes")
-    pointer = len(strings)
-    strings += layout.LENGTH_STRUCT.pack(len(value)) + value
-    return pointer
+class _Strings:
+    """The buffer of names and configurations while it grows.
+
+    Known writers reserve whole sectors for each string that does not fit what is reserved, so
+    their headers can be longer than the strings need; headers made here are as long as theirs.
+    """
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(1)
+        self.reserved_bytes = 0
+
+    def append(self, value: bytes) -> int:
+        """Append a string and return its pointer."""
+        if len(value) > layout.CONFIG_BYTES_MAX:
+            raise VmaError(f"vma cannot hold a name of {len(value)} bytes")
+        pointer = len(self.buffer)
+        encoded = layout.LENGTH_STRUCT.pack(len(value)) + value
+        self.buffer += encoded
+        if len(self.buffer) > self.reserved_bytes:
+            self.reserved_bytes += round_up(len(encoded), layout.HEADER_ALIGNMENT_BYTES)
+            # The pad byte in front is not part of any string: without this a first string of
+            # 510 bytes would stick out by one.
+            self.reserved_bytes = max(
+                self.reserved_bytes, round_up(len(self.buffer), layout.HEADER_ALIGNMENT_BYTES)
+            )
+        return pointer
 
 
 def _device_rows(raw: bytes) -> list[tuple[int, int, int]]:

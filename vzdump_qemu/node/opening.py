@@ -1,0 +1,27 @@
+"""Which kind of node a root directory is.
+
+Owns the choice; the kinds are `pve_node` and `folder_node`. Source: architecture, section 5.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vzdump_qemu.node.folder_node import open_folder_node
+from vzdump_qemu.node.local_node import LocalNode
+from vzdump_qemu.node.pve_node import is_pve_node, open_pve_node
+from vzdump_qemu.ports import CommandRunner
+
+
+def open_node(root: str = "/", *, commands: CommandRunner) -> LocalNode:
+    """The node below that root: this host if it is a PVE node, else a folder laid out like one.
+
+    Use it as an asynchronous context manager, or call `LocalNode.close` at the end.
+
+    Args:
+        commands: runs ``qm`` and ``qemu-img``.
+    Raises: ConfigError if the folder is no node.
+    """
+    if is_pve_node(root, commands=commands):
+        return open_pve_node(commands=commands, process_id=os.getpid())
+    return open_folder_node(root, commands=commands, process_id=os.getpid())

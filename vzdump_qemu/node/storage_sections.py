@@ -1,0 +1,71 @@
+"""The node's storages as configured: reading the file, and names of volumes to come.
+
+Owns the look into ``storage.cfg`` for both kinds of node; its grammar is `formats.storage_config`.
+Source: host behaviour, sections 5.1, 5.4 and 6.8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vzdump_qemu.errors import StorageError
+from vzdump_qemu.formats.storage_config import (
+    StorageSection,
+    parse_storage_config,
+    require_storage,
+)
+
+# Storages that keep images as files offer qcow2, but for btrfs; names there end in the format.
+_QCOW2_TYPES = frozenset({"dir", "nfs", "cifs"})
+_FILE_TYPES = _QCOW2_TYPES | {"btrfs"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleecingNames:
+    """What a fleecing image will be called.
+
+    Attributes:
+        file_name: the part that the storage is told.
+    """
+
+    volid: str
+    file_name: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageSections:
+    """Reads the file anew at each question: it may change while a job runs.
+
+    Attributes:
+        path: of ``storage.cfg``; a missing file holds nothing but ``local``.
+        allow_qcow2: whether images of that format can be made here.
+    """
+
+    path: str
+    node_name: str
+    allow_qcow2: bool = True
+
+    def require(self, storage_id: str) -> StorageSection:
+        """The storage, if this node may use it. Raises StorageError."""
+        try:
+            with open(self.path, "rb") as file:
+                raw = file.read()
+        except FileNotFoundError:
+            raw = b""
+        except OSError as error:
+            raise StorageError(f"unable to read '{self.path}' - {error.strerror}") from error
+        return require_storage(parse_storage_config(raw), storage_id, node=self.node_name)
+
+    def fleecing_names(self, storage_id: str, *, vmid: int, name: str) -> FleecingNames:
+        """Names of image number `name`, before anything exists. Raises StorageError."""
+        kind = self.require(storage_id).type
+        image_format = "qcow2" if kind in _QCOW2_TYPES and self.allow_qcow2 else "raw"
+        file_name = f"vm-{vmid}-fleece-{name}"
+        volume_name = file_name
+        if kind in _FILE_TYPES:
+            file_name = f"{file_name}.{image_format}"
+            volume_name = f"{vmid}/{file_name}"
+        return FleecingNames(
+            volid=f"{storage_id}:{volume_name}", file_name=file_name, format=image_format
+        )
