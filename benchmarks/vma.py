@@ -7,7 +7,6 @@ peak memory of a process that packs, verifies and extracts. Run: ``python benchm
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import resource
 import shutil

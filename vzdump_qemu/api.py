@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
-from vzdump_qemu import node as node_adapter
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import EnginePorts, RunResult
 from vzdump_qemu.events import Emit, Event
+from vzdump_qemu.node import opening
 from vzdump_qemu.plan.options import BackupOptions
 from vzdump_qemu.ports import Node
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
@@ -30,7 +30,7 @@ def open_node(root: str = "/") -> AbstractAsyncContextManager[Node]:
     Raises:
         ConfigError: the folder is no node.
     """
-    return node_adapter.open_node(root)
+    return opening.open_node(root, commands=SystemCommandRunner())
 
 
 async def backup(

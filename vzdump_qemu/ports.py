@@ -295,6 +295,14 @@ class VmaIntake(Protocol):
         """
         ...
 
+    def drain(self) -> None:
+        """Give the archive up and only read on until the writer closes. Idempotent.
+
+        Called before QEMU is told to cancel: with a stalled target that command would not
+        return, and every monitor of that QEMU would freeze.
+        """
+        ...
+
     async def discard(self) -> None:
         """Drain what still comes, end the compressor, remove the temporary file. Idempotent.
 

@@ -321,6 +321,25 @@ def test_missing_volume_names_it(world: World) -> None:
     )
 
 
+def test_stalled_target_is_drained_before_the_job_is_cancelled(world: World) -> None:
+    _compressor(world, stall_at_bytes=0, stall_s=100_000)
+    world.images["/var/lib/vz/images/100/vm-100-disk-0.raw"] = 64 << 20
+
+    async def give_up(world: World) -> None:
+        while not world.told_of(events.JobAccepted):
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(20)
+        world.cancel()
+        ended_s = asyncio.get_running_loop().time()
+        while not world.told_of(events.JobEnded):
+            await asyncio.sleep(0.1)
+        assert asyncio.get_running_loop().time() - ended_s < 5
+
+    world.meanwhile = give_up
+    assert world.run() is None
+    world.assert_nothing_left()
+
+
 CANCELLABLE = [
     events.RunStarted,
     events.StatusSeen,

@@ -127,8 +127,11 @@ class World:
     def _emit(self, event: events.Event) -> None:
         self.told.append(event)
         if self.cancel_on is not None and isinstance(event, self.cancel_on):
-            assert self._task is not None
-            self._task.cancel()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """As a signal to the tool does."""
+        self._task.cancel()
 
     async def _main(self) -> BatchResult | None:
         self._build()

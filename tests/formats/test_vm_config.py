@@ -135,7 +135,9 @@ def test_parse_delete_outside_pending_is_warned_about() -> None:
 
 
 def test_parse_description_lines_are_joined_and_decoded() -> None:
-    config = _parse("#first%3A line\nname: a\n#\n#w%C3%B6rld\ndescription: old%0Atext\n[snap]\n#x\n")
+    config = _parse(
+        "#first%3A line\nname: a\n#\n#w%C3%B6rld\ndescription: old%0Atext\n[snap]\n#x\n"
+    )
     assert config.description == "first: line\n\nwörld\nold\ntext"
     assert config.snapshots["snap"] == {"description": "x"}
 

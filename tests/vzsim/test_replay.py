@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,17 @@ from vzsim.launch import attach_disks, plan_launch
 _DATA = Path(__file__).parents[1] / "data" / "qmp"
 _MIB = 1 << 20
 
-# Sessions that need what is not simulated, each with its reason.
+# Sessions (by pattern) that need what is not simulated, each with its reason.
 _NOT_COVERED = {
-    "pve-status-migration": "migrate, query-migrate: the machine does not migrate",
     "pve-status-finish-migrate": "migrate, migrate_cancel: the machine does not migrate",
+    "stock-pull-*": "pull machinery: transactions, blockdev-backup, NBD exports",
+    "stock-push-*": "pull machinery: blockdev-backup",
+    "stock-bitmap*": "pull machinery: dirty bitmaps and transactions",
+    "stock-snapshot-access": "pull machinery: filter nodes",
+    "qsd-*": "another program: the storage daemon",
 }
+# Of sessions with several machines the first one is replayed (pve-status-migration: the machine
+# that waits for a migration).
 # Commands left out of sessions that are covered otherwise: pull machinery and foreign jobs.
 _SKIPPED_COMMANDS = {
     "nbd-server-start", "nbd-server-stop", "block-export-add", "block-export-del",
@@ -59,7 +66,8 @@ _PATHS: dict[str, dict[str, Any]] = {
 
 
 def _sessions() -> list[str]:
-    return sorted(path.stem for path in _DATA.glob("*.jsonl") if path.stem not in _NOT_COVERED)
+    stems = sorted(path.stem for path in _DATA.glob("*.jsonl"))
+    return [s for s in stems if not any(fnmatch(s, pattern) for pattern in _NOT_COVERED)]
 
 
 class _Replay:
@@ -443,7 +451,8 @@ def test_machine_given_recorded_messages_answers_as_recorded(session: str) -> No
             assert _events(got) == _events(want)
 
 
-def test_every_recording_is_replayed_or_listed() -> None:
+def test_list_of_recordings_not_covered_has_no_dead_entry() -> None:
     stems = {path.stem for path in _DATA.glob("*.jsonl")}
-    assert set(_NOT_COVERED) <= stems
-    assert stems == set(_sessions()) | set(_NOT_COVERED)
+    assert len(_sessions()) >= 65
+    for pattern, reason in _NOT_COVERED.items():
+        assert any(fnmatch(stem, pattern) for stem in stems), reason

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from vzdump_qemu.cli.vzdump_arguments import NOT_YET, find_option
+from vzdump_qemu.cli.vzdump_arguments import NOT_YET, OptionSpec, find_option
 from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.events import BackupMode
 from vzdump_qemu.formats.property_string import (
@@ -21,7 +21,7 @@ from vzdump_qemu.formats.property_string import (
     PropertySchema,
     parse_property_string,
 )
-from vzdump_qemu.formats.vzdump_conf import parse_vzdump_conf
+from vzdump_qemu.formats.vzdump_conf import CONF_PATH, parse_vzdump_conf
 from vzdump_qemu.plan.compression import choose_compressor
 from vzdump_qemu.plan.options import (
     BackupOptions,
@@ -31,7 +31,6 @@ from vzdump_qemu.plan.options import (
 )
 from vzdump_qemu.units import KIB
 
-CONF_PATH = "/etc/vzdump.conf"
 LOG_DIRECTORY = "/var/log/vzdump"
 _SECONDS_PER_MINUTE = 60
 _MAX_WORKERS_MAX = 256
@@ -57,34 +56,22 @@ def read_file_options(text: str) -> FileOptions:
     parsed = parse_vzdump_conf(text)
     warnings = list(parsed.warnings)
     values: dict[str, Any] = {}
-    for name, words in parsed.values.items():
-        if name in NOT_YET:
-            warnings.append(f"ignoring '{name}' of '{CONF_PATH}' - not supported by this version")
-            continue
+    for name, value in parsed.options.items():
         spec = find_option(name)
-        if spec is None or spec.own:
-            continue
-        value = words[-1]
-        try:
-            values[name] = spec.type.convert(value, None, None)
-            _check_property(name, value)
-        except (click.UsageError, ConfigError) as error:
-            values.pop(name, None)
-            text = error.message if isinstance(error, click.UsageError) else str(error)
-            warnings.append(f"parse error in '{CONF_PATH}' - '{name}': {text}")
-    if "storage" in values and "dumpdir" in values:
-        del values["dumpdir"]
-        warnings.append(
-            f"both 'storage' and 'dumpdir' defined in '{CONF_PATH}' - ignoring 'dumpdir'"
-        )
+        if spec is not None and not spec.own:
+            values[name] = _convert(spec, value, warnings)
+        elif name in NOT_YET:
+            warnings.append(f"ignoring '{name}' of '{CONF_PATH}' - not supported by this version")
+    values = {name: value for name, value in values.items() if value is not None}
     return FileOptions(values=values, warnings=tuple(warnings))
 
 
-def _check_property(name: str, value: str) -> None:
-    if name == "fleecing":
-        _parse_fleecing(value)
-    if name == "performance":
-        _parse_performance(value)
+def _convert(spec: OptionSpec, value: str, warnings: list[str]) -> Any:
+    try:
+        return spec.type.convert(value, None, None)
+    except click.UsageError as error:
+        warnings.append(f"parse error in '{CONF_PATH}' - '{spec.name}': {error.message}")
+        return None
 
 
 def merge_options(given: Mapping[str, Any], of_file: Mapping[str, Any]) -> dict[str, Any]:

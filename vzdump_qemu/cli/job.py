@@ -18,7 +18,6 @@ from vzdump_qemu.api import join_ports, open_node
 from vzdump_qemu.cli.backup_verb import Request
 from vzdump_qemu.cli.console import Console, JsonScreen, LineScreen, Screen
 from vzdump_qemu.cli.effective import (
-    CONF_PATH,
     FileOptions,
     make_backup_options,
     merge_options,
@@ -32,6 +31,7 @@ from vzdump_qemu.cli.run_log import RunLog
 from vzdump_qemu.cli.signals import cancelled_by_signals
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, ConfigError
+from vzdump_qemu.formats.vzdump_conf import CONF_PATH
 from vzdump_qemu.plan.options import BackupOptions
 from vzdump_qemu.ports import Node
 from vzdump_qemu.stores.system import SystemClock, cpu_count

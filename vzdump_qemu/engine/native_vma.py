@@ -197,6 +197,7 @@ class NativeVmaPath:
 
     async def _cancel_ours(self) -> None:
         """Cancel an active job that is ours, or that can only be ours."""
+        self.intake.drain()
         self._qmp = None
         await self._connection.aclose()
         if self._foreign or not await self._machine.is_running():

@@ -6,6 +6,7 @@ places. Sizes are virtual sizes in bytes, whole sectors. Source: host behaviour,
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import stat
@@ -47,18 +48,8 @@ async def read_image_size(path: str, image_format: str, *, commands: CommandRunn
     Raises:
         StorageError: unreadable, not of that format, or of a format that nothing here knows.
     """
-    try:
-        with open(path, "rb") as file:
-            if image_format == "raw":
-                return round_up(file.seek(0, os.SEEK_END), SECTOR_BYTES)
-            header = file.read(_QCOW2_HEADER.size)
-    except OSError as error:
-        raise StorageError(f"unable to read '{path}' - {error.strerror}") from error
-    if image_format == "qcow2":
-        if len(header) < _QCOW2_HEADER.size or header[:4] != _QCOW2_MAGIC:
-            raise StorageError(f"'{path}' is not a qcow2 image")
-        size_bytes: int = _QCOW2_HEADER.unpack(header)[1]
-        return size_bytes
+    if image_format in ("raw", "qcow2"):
+        return await asyncio.to_thread(_read_size, path, image_format)
     argv = [_require_img(commands), "info", "--output=json", "-f", image_format, path]
     status, lines = await commands.run(argv)
     if status != 0:
@@ -117,6 +108,20 @@ def remove_image(path: str) -> None:
             os.unlink(path)
     except OSError as error:
         raise StorageError(f"unable to remove '{path}' - {error.strerror}") from error
+
+
+def _read_size(path: str, image_format: str) -> int:
+    try:
+        with open(path, "rb") as file:
+            if image_format == "raw":
+                return round_up(file.seek(0, os.SEEK_END), SECTOR_BYTES)
+            header = file.read(_QCOW2_HEADER.size)
+    except OSError as error:
+        raise StorageError(f"unable to read '{path}' - {error.strerror}") from error
+    if len(header) < _QCOW2_HEADER.size or header[:4] != _QCOW2_MAGIC:
+        raise StorageError(f"'{path}' is not a qcow2 image")
+    size_bytes: int = _QCOW2_HEADER.unpack(header)[1]
+    return size_bytes
 
 
 def _require_img(commands: CommandRunner) -> str:

@@ -11,17 +11,19 @@ from vzdump_qemu.node.folder_node import open_folder_node
 from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.node.pve_node import is_pve_node, open_pve_node
 from vzdump_qemu.ports import CommandRunner
+from vzdump_qemu.stores.commands import SystemCommandRunner
 
 
-def open_node(root: str = "/", *, commands: CommandRunner) -> LocalNode:
+def open_node(root: str = "/", *, commands: CommandRunner | None = None) -> LocalNode:
     """The node below that root: this host if it is a PVE node, else a folder laid out like one.
 
     Use it as an asynchronous context manager, or call `LocalNode.close` at the end.
 
     Args:
-        commands: runs ``qm`` and ``qemu-img``.
+        commands: runs ``qm`` and ``qemu-img``; programs of this host if None.
     Raises: ConfigError if the folder is no node.
     """
+    commands = commands or SystemCommandRunner()
     if is_pve_node(root, commands=commands):
         return open_pve_node(commands=commands, process_id=os.getpid())
     return open_folder_node(root, commands=commands, process_id=os.getpid())

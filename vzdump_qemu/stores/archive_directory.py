@@ -130,7 +130,7 @@ class ArchiveDirectory:
 
 def _abandon(opening: Future[RelayedIntake]) -> None:
     if opening.exception() is None:
-        opening.result().abandon()
+        start_thread(opening.result().abandon, name="abandon-intake")
 
 
 def _remove_tree(path: str) -> None:

@@ -14,7 +14,7 @@ import errno
 import os
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -317,6 +317,10 @@ class RelayedIntake:
         """End everything at once, for an opening that nobody waits for any more. Blocks."""
         self.drain()
         self._relay.stop()
+        ends: list[Future[Any]] = [self._relay.ended]
+        ends += [stage.ended for stage in (self._filter, self._writer) if stage is not None]
+        # Nobody may write to the number of a descriptor that is ours no longer.
+        wait(ends, timeout=_END_GRACE_S)
         self._close_target()
         with suppress(TargetError):
             if self._is_file:

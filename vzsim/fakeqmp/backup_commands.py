@@ -408,4 +408,3 @@ class BackupService:
         self._access_owner = ""
         self._figures.end_s = int(self._machine.timebase.now_s())
         return {}
-

@@ -103,9 +103,7 @@ class BackupRun:
         """Create the jobs and start the first; the point in time is now."""
         for copy in self._todo:
             copy.saved = bytearray(copy.cluster_count)
-            self._parts.jobs.add(
-                copy.job, on_change=self._job_changed, on_cancel=self._cancel_one
-            )
+            self._parts.jobs.add(copy.job, on_change=self._job_changed, on_cancel=self._cancel_one)
         self._start_next()
 
     def die_quietly(self) -> None:
@@ -382,9 +380,7 @@ class BackupRun:
 
     def _cancel_one(self, job: Job) -> None:
         """``block-job-cancel`` of one job ends all."""
-        self._parts.figures.record_error(
-            f"job failed with err -{_ECANCELED} - Operation canceled"
-        )
+        self._parts.figures.record_error(f"job failed with err -{_ECANCELED} - Operation canceled")
         self._stop_timer()
         started = [copy.job for copy in self._order if copy.job.phase is not JobPhase.GONE]
         created = [copy.job for copy in self._todo]
@@ -427,4 +423,3 @@ class BackupRun:
         for done in self._cancel_done:
             done()
         self._parts.on_end()
-

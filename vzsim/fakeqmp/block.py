@@ -262,9 +262,7 @@ class BlockLayer:
         return [
             backend.device_id or backend.node.name
             for backend in self._backends
-            if backend.node is not None
-            and not backend.node.read_only
-            and backend.qdev
+            if backend.node is not None and not backend.node.read_only and backend.qdev
         ]
 
     def remove_node(self, name: str) -> None:

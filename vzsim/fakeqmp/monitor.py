@@ -119,9 +119,7 @@ class Monitor:
         self.negotiated = self.oob_enabled = False
         self._decoder.reset()
         capabilities = ["oob"] if self._machine.config.dialect is Dialect.UPSTREAM else []
-        self.send(
-            {"QMP": {"version": self._machine.config.version, "capabilities": capabilities}}
-        )
+        self.send({"QMP": {"version": self._machine.config.version, "capabilities": capabilities}})
 
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Bytes, and descriptors that came along with them."""

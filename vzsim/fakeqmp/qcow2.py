@@ -159,4 +159,3 @@ class Qcow2Disk:
 
     def _write_entry(self, offset: int, value: int) -> None:
         os.pwrite(self._fd, _ENTRY.pack(value), offset)
-

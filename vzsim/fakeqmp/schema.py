@@ -185,9 +185,7 @@ def _check_value(argument: Argument, value: Any) -> None:
         wanted, word = _TYPES[argument.kind]
         # bool is a subclass of int in Python, not in QAPI.
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-            raise CommandError(
-                f"Invalid parameter type for '{argument.name}', expected: {word}"
-            )
+            raise CommandError(f"Invalid parameter type for '{argument.name}', expected: {word}")
         return
     if not isinstance(value, str):
         raise CommandError(f"Invalid parameter type for '{argument.name}', expected: string")

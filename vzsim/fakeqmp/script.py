@@ -1,4 +1,4 @@
-'''The script of one simulated machine: what shall differ from a well-behaved QEMU.
+"""The script of one simulated machine: what shall differ from a well-behaved QEMU.
 
 A `Script` is a frozen value, made in Python or read from TOML (`parse_script`). Unknown keys are
 refused with one line. Every table is optional. Schema by example::
@@ -57,7 +57,7 @@ refused with one line. Every table is optional. Schema by example::
 
     [process]
     die_at_s = 4.0                 # the process is gone, whatever it does
-'''
+"""
 
 from __future__ import annotations
 

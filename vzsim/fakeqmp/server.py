@@ -124,9 +124,7 @@ class ChannelServer:
         self._loop.add_reader(self._listener, self._accept)
 
 
-def serve_monitor(
-    path: str, monitor: Monitor, loop: asyncio.AbstractEventLoop
-) -> ChannelServer:
+def serve_monitor(path: str, monitor: Monitor, loop: asyncio.AbstractEventLoop) -> ChannelServer:
     """Serve a monitor on a socket. Raises: OSError."""
     return ChannelServer(path, monitor, monitor.receive, loop)
 

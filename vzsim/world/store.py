@@ -111,6 +111,7 @@ class SimulatedIntake:
         self._passed_bytes = 0
         self._compressing = bool(target.compressor)
         self._published = self._finished = False
+        self._draining = asyncio.Event()
         if self._compressing:
             store.live_compressor_count += 1
         self._relay = asyncio.ensure_future(self._run())
@@ -189,9 +190,16 @@ class SimulatedIntake:
             ) from error
         return len(self._store.files.files[target.final_path].content)
 
+    def drain(self) -> None:
+        """Only read on; whatever stalls behind the pipe stalls no more."""
+        self.close_write_end()
+        self._draining.set()
+
     async def discard(self) -> None:
         """Drain what still comes, end the compressor, remove the temporary file."""
-        self.close_write_end()
+        if self._published:
+            return
+        self.drain()
         try:
             async with asyncio.timeout(30.0):
                 await asyncio.shield(self._relay)
@@ -205,7 +213,7 @@ class SimulatedIntake:
 
     async def _run(self) -> None:
         while data := await self._pipe.read(READ_BYTES):
-            if self._failure is None:
+            if self._failure is None and not self._draining.is_set():
                 await self._take(data)
         if self._failure is None:
             try:
@@ -229,7 +237,7 @@ class SimulatedIntake:
         if self._compressing:
             stall_at = rules.stall_at_bytes
             if stall_at is not None and before <= stall_at < self._passed_bytes:
-                await asyncio.sleep(rules.stall_s)
+                await self._stall(rules.stall_s)
             if rules.dies_at_bytes is not None and self._passed_bytes > rules.dies_at_bytes:
                 self._judge_compressor()
                 return
@@ -240,6 +248,13 @@ class SimulatedIntake:
                 self._store.stdout += data
         except OSError as error:
             self._failure = TargetError(f"{self._target.temp_path}: {error.strerror}")
+
+    async def _stall(self, stall_s: float) -> None:
+        try:
+            async with asyncio.timeout(stall_s):
+                await self._draining.wait()
+        except TimeoutError:
+            pass
 
     def _parse(self, data: bytes) -> None:
         view = memoryview(data)
