@@ -18,12 +18,15 @@ from vzdump_qemu.formats.storage_config import (
 
 LINES = st.lists(
     st.sampled_from(
-        ["dir: local", "dir: a1", "\tpath /x", "\tpath", "", " ", "#x", "\tdisable", "\tdisable no"]
-        + ["lvm: b1", "\tvgname pve", "\tcontent images,none", "\tnodes a,b", "\tshared maybe"]
+        [
+            "dir: local", "dir: a1", "\tpath /x", "\tpath", "", " ", "#x", "\tdisable",
+            "\tdisable no", "lvm: b1", "\tvgname pve", "\tcontent images,none", "\tnodes a,b",
+            "\tshared maybe",
+        ]
     )
     | st.text(max_size=12),
     max_size=12,
-).map("\n".join)
+).map("\n".join)  # fmt: skip
 
 
 def _parse(text: str) -> StorageConfig:

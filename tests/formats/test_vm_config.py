@@ -22,9 +22,10 @@ from vzdump_qemu.formats.vm_config import (
 PIECES = st.lists(
     st.sampled_from(
         [
-            b"lock: backup", b"lock:", b"#text", b"", b"[snap1]", b"[PENDING]", b"[special:fleecing]",
-            b"fleecing-images: a:b,c:d", b"name: web", b"scsi0: a:b,size=1G", b"agent: 1", b" ",
-            b"[special:x]", b"delete: a", b"\r", b"template: 1", b"\xa0", b"virtio0: none",
+            b"lock: backup", b"lock:", b"#text", b"", b"[snap1]", b"[PENDING]", b" ",
+            b"[special:fleecing]", b"fleecing-images: a:b,c:d", b"name: web", b"scsi0: a:b,size=1G",
+            b"agent: 1", b"[special:x]", b"delete: a", b"\r", b"template: 1",
+            b"\xa0", b"virtio0: none",
         ]
     )
     | st.binary(max_size=12),

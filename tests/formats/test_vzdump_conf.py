@@ -78,9 +78,9 @@ def test_parse_other_line_is_warned_about() -> None:
         ("notes-template: " + "x" * 1025, "value may only be 1024 characters long"),
         ("fleecing: 1", "'storage' parameter is required when 'enabled' is set"),
         ("fleecing: 1,on", "duplicate key in comma-separated list property: enabled"),
-        ("performance: max-workers=0", "value must have a minimum value of 1"),
-        ("performance: max-workers=257", "value must have a maximum value of 256"),
-        ("performance: pbs-entries-max=0", "value must have a minimum value of 1"),
+        ("performance: max-workers=0", "max-workers: value must have a minimum value of 1"),
+        ("performance: max-workers=257", "max-workers: value must have a maximum value of 256"),
+        ("performance: pbs-entries-max=0", "pbs-entries-max: value must have a minimum value of 1"),
         ("performance: x=1", "invalid key in comma-separated list property: x"),
         (
             "prune-backups: keep-all=1,keep-last=2",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from pathlib import Path
 
 import pytest
 
@@ -66,9 +65,13 @@ async def test_vm_flock_cancelled_wait_leaves_lock_free(held):
 async def test_flock_is_released_on_leaving_and_excludes_others(tmp_path):
     path = str(tmp_path / "new" / "lock-100.conf")
     async with hold_vm_flock(path):
-        with Path(path).open() as other, pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with Path(path).open() as other:
+        with pytest.raises(BlockingIOError):
+            _take_at_once(path)
+    _take_at_once(path)
+
+
+def _take_at_once(path: str) -> None:
+    with open(path) as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

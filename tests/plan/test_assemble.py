@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from vzdump_qemu.plan.assemble import MapEntry, assemble_config
 
 RAW = b"""\
@@ -79,3 +83,66 @@ def test_bytes_that_are_no_text_stay_as_they_are() -> None:
 
 def test_path_disk_has_an_empty_storage_in_its_map_line() -> None:
     assert assemble_config(b"", [_entry("scsi0", "")]).data.endswith(b":drive-scsi0::raw:\n")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"#a\r[PENDING]\nscsi0: a:b\n", b"args: a\rlock: b\n", b"#x\rparent: y\n", b"#\r#qmdump#\n"],
+)
+def test_lone_carriage_return_does_not_end_a_line(raw: bytes) -> None:
+    assembled = assemble_config(raw, [])
+    assert (assembled.data, assembled.skipped_kinds) == (raw, ())
+
+
+def test_empty_configuration_holds_only_the_map_lines() -> None:
+    assert assemble_config(b"", []).data == b""
+    assert assemble_config(b"", [_entry("scsi0", "s")]).data == _entry("scsi0", "s").line()
+
+
+def test_every_unused_disk_is_told_in_the_order_of_the_file() -> None:
+    assembled = assemble_config(b"unused1: a:y\nunused0:a:x\nunusedfoo: z\n", [])
+    assert assembled.unused_volids == ("a:y", "a:x")
+    assert assembled.data == b"unusedfoo: z\n"
+
+
+def test_lock_and_unused_of_a_dropped_section_are_not_told() -> None:
+    assembled = assemble_config(b"name: x\n[before]\nlock: backup\nunused0: a:b\n", [])
+    assert (assembled.data, assembled.unused_volids) == (b"name: x\n", ())
+
+
+@pytest.mark.parametrize(
+    ("header", "kind"),
+    [
+        (b"[PENDING]", "pending"),
+        (b"[pending] \t", "pending"),
+        (b"[special:cloudinit]", "special"),
+        (b"[special:fleecing]\r", "special"),
+        (b"[mypending]", "snapshot"),
+        (b"[1bad]", "snapshot"),
+    ],
+)
+def test_section_header_tells_its_kind(header: bytes, kind: str) -> None:
+    assert assemble_config(b"a: b\n" + header + b"\nc: d\n", []).skipped_kinds == (kind,)
+
+
+def test_skipped_kinds_come_in_a_fixed_order_and_once() -> None:
+    raw = b"[a1]\n[PENDING]\n[special:cloudinit]\n[b1]\n[special:fleecing]\n"
+    assert assemble_config(raw, []).skipped_kinds == ("special", "snapshot", "pending")
+
+
+PIECES = st.sampled_from(
+    [
+        b"scsi0: a:b", b"lock: backup", b"parent: x", b"unused0: a:b", b"[s1]", b"#t", b"#qmdump#x",
+        b"\r", b"\n", b"\n", b"\n",
+    ]
+) | st.binary(max_size=3)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=20).map(b"".join))
+def test_kept_lines_are_those_of_the_main_section_in_their_order(raw: bytes) -> None:
+    assembled = assemble_config(raw, [])
+    rest = iter(raw.split(b"\n"))
+    # Each kept line is found further on in the input: nothing is changed, doubled or moved.
+    assert all(line in rest for line in assembled.data.split(b"\n")[:-1])
+    assert not any(line.startswith((b"lock:", b"#qmdump#")) for line in assembled.data.split(b"\n"))
+    assert assemble_config(assembled.data, []).data == assembled.data

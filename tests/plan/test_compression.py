@@ -33,3 +33,11 @@ def test_unknown_compressor_is_refused_with_a_hint() -> None:
     with pytest.raises(ConfigError, match="'bzip2' is not a compressor") as caught:
         choose_compressor("bzip2", pigz=0, zstd=1, cpu_count=1)
     assert "zstd" in caught.value.hint
+
+
+@pytest.mark.parametrize(("cpu_count", "threads"), [(1, 1), (2, 1), (3, 2), (4, 2), (64, 32)])
+def test_half_of_the_processors_is_rounded_as_vzdump_does(cpu_count: int, threads: int) -> None:
+    zstd = choose_compressor("zstd", pigz=0, zstd=0, cpu_count=cpu_count)
+    assert zstd.argv == ("zstd", f"--threads={threads}")
+    pigz = choose_compressor("gzip", pigz=1, zstd=0, cpu_count=cpu_count)
+    assert pigz.argv == ("pigz", "-p", str(threads), "--rsyncable")

@@ -12,6 +12,7 @@ from vzdump_qemu.plan.names import (
     name_run,
     notes_name,
     parse_standard_name,
+    pbs_snapshot_name,
     protection_name,
     side_log_name,
 )
@@ -91,3 +92,37 @@ def test_side_files_are_named_after_the_archive() -> None:
     assert side_log_name(name) == "vzdump-qemu-100-2026_01_02-03_04_05.log"
     assert notes_name(name) == name + ".notes"
     assert protection_name(name) == name + ".protected"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_archive"),
+    [
+        ("vzdump-lxc-101-x.tgz", True),
+        ("vzdump-openvz-101-x.tar.bz2", True),
+        ("vzdump-qemu-100-x.vma.lzo", True),
+        ("vzdump-qemu-.vma", False),
+        ("vzdump-qemu-100.vma.zst.notes", False),
+        ("vzdump-qemu-100.vma.zst.protected", False),
+        ("vzdump-qemu-100.vma.xz", False),
+        ("vzdump-docker-100.tar", False),
+        ("old-vzdump-qemu-100.vma", False),
+    ],
+)
+def test_archive_name_is_recognised_by_type_and_extension(name: str, is_archive: bool) -> None:
+    assert is_archive_name(name) is is_archive
+
+
+def test_standard_name_tells_the_guest_type() -> None:
+    found = parse_standard_name("vzdump-lxc-999999999-2026_01_02-03_04_05.tar.zst")
+    assert found is not None
+    assert (found.guest_type, found.vmid) == ("lxc", 999_999_999)
+
+
+@pytest.mark.parametrize("extension", [".vma", ".vma.zst", ".tar.gz", ".tgz"])
+def test_side_log_replaces_the_whole_extension(extension: str) -> None:
+    assert side_log_name(f"vzdump-qemu-100-x{extension}") == "vzdump-qemu-100-x.log"
+
+
+def test_pbs_snapshot_name_is_group_and_utc_time() -> None:
+    started = datetime(2026, 1, 2, 2, 5, 12, 900_000)
+    assert pbs_snapshot_name(101, utc_time=started) == "vm/101/2026-01-02T02:05:12Z"

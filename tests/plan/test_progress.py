@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from vzdump_qemu.plan.progress import ProgressTracker, percent_of
 from vzdump_qemu.ports import JobProgress, JobStatus
 
@@ -63,3 +66,46 @@ def test_target_is_the_dirty_amount_where_that_is_smaller() -> None:
 def test_nothing_dirty_is_100_percent() -> None:
     line = ProgressTracker().take(_look(0, done=True, dirty_bytes=0), elapsed_s=1.0)
     assert line is not None and line.percent == 100
+
+
+def test_line_exactly_two_seconds_after_the_last_is_not_due() -> None:
+    tracker = ProgressTracker()
+    assert tracker.take(_look(10), elapsed_s=2.0) is None
+    assert tracker.take(_look(20), elapsed_s=2.5) is not None
+    assert tracker.take(_look(30), elapsed_s=4.5) is None
+
+
+def test_failed_job_still_tells_how_far_it_came() -> None:
+    tracker = ProgressTracker()
+    tracker.take(_look(100), elapsed_s=3.0)
+    failed = JobProgress(
+        status=JobStatus.ERROR, total_bytes=1000, dirty_bytes=1000, transferred_bytes=100
+    )
+    line = tracker.take(failed, elapsed_s=3.5)
+    assert line is not None and line.percent == 10
+
+
+def test_ended_job_told_at_100_percent_while_active_makes_no_second_line() -> None:
+    tracker = ProgressTracker()
+    assert tracker.take(_look(1000), elapsed_s=3.0) is not None
+    assert tracker.take(_look(1000, done=True), elapsed_s=9.0) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400), st.floats(0.01, 3.0)), max_size=25)
+)
+def test_lines_of_any_run_keep_their_distance_and_never_show_negative_rates(
+    steps: list[tuple[int, int, float]],
+) -> None:
+    tracker = ProgressTracker()
+    transferred, zero, elapsed_s, told_s, told_percent = 0, 0, 0.0, 0.0, -1
+    for more, zeroes, seconds in steps:
+        transferred, zero, elapsed_s = transferred + more, zero + zeroes, elapsed_s + seconds
+        look = _look(transferred, zero_bytes=zero, total_bytes=10_000, dirty_bytes=10_000)
+        line = tracker.take(look, elapsed_s=elapsed_s)
+        if line is None:
+            continue
+        assert elapsed_s - told_s > 2.0
+        assert line.percent != told_percent
+        assert 0 <= line.write_bytes_per_s <= line.read_bytes_per_s
+        told_s, told_percent = elapsed_s, line.percent

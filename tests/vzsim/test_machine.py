@@ -389,6 +389,18 @@ def test_guest_while_frozen_or_stopped_does_not_write() -> None:
     assert guest.write_count == count
 
 
+def test_powerdown_with_slow_or_deaf_guest_takes_its_time() -> None:
+    slow = _Bench(Script(guest=GuestRules(shutdown_delay_s=60)))
+    deaf = _Bench(Script(guest=GuestRules(ignores_shutdown=True)))
+    for bench in (slow, deaf):
+        assert "return" in bench.ask("system_powerdown")
+        bench.run(59)
+        assert bench.machine.control.state.value == "running"
+        bench.run(600)
+    assert slow.machine.control.state.value == "shutdown"
+    assert deaf.machine.control.state.value == "running"
+
+
 def test_agent_shutdown_powers_the_guest_off_without_reply() -> None:
     bench = _Bench()
     bench.ask_agent("guest-shutdown")

@@ -215,6 +215,36 @@ def test_cancel_with_stalled_pipe_waits_for_the_reader(launched: _Launched) -> N
     client.ask("quit")
 
 
+def _wait_until_done(client: _Client) -> dict[str, Any]:
+    while True:
+        state: dict[str, Any] = client.ask("query-backup")
+        if state["status"] != "active":
+            return state
+
+
+def test_backup_to_path_command_and_fifo(launched: _Launched) -> None:
+    launched.start()
+    client, root = _Client(launched.root / "qmp"), launched.root
+    client.negotiate()
+    fifo = root / "fifo"
+    os.mkfifo(fifo)
+    refused = client.ask("backup", backup_file=str(fifo))
+    assert refused["desc"] == f"can't open file {fifo} - No such device or address\n"
+    reader = subprocess.Popen(["sh", "-c", f"cat {fifo} > {root}/fifo.vma"])
+    while "desc" in client.ask("backup", backup_file=str(fifo)):
+        pass
+    assert _wait_until_done(client)["status"] == "done"
+    assert reader.wait(10) == 0
+    for target in (str(root / "path.vma"), f"exec:cat > {root}/exec.vma"):
+        client.ask("backup", backup_file=target)
+        assert _wait_until_done(client)["status"] == "done"
+    sizes = {(root / name).stat().st_size for name in ("fifo.vma", "path.vma", "exec.vma")}
+    assert len(sizes) == 1
+    again = client.ask("backup", backup_file=str(root / "path.vma"))
+    assert again["desc"].endswith(" - File exists\n")
+    client.ask("quit")
+
+
 def test_second_client_is_served_when_the_first_leaves(launched: _Launched) -> None:
     launched.start()
     first = _Client(launched.root / "qmp")

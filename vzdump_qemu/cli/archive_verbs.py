@@ -195,7 +195,12 @@ def _print_report(report: VerifyReport, *, as_json: bool, verdict: str) -> None:
         print_json(facts)
         return
     rows = [
-        (row["name"], str(row["size_bytes"]), str(row["vma_cluster_count"]), str(row["stored_bytes"]))
+        (
+            row["name"],
+            str(row["size_bytes"]),
+            str(row["vma_cluster_count"]),
+            str(row["stored_bytes"]),
+        )
         for row in facts["devices"]
     ]
     print_table(("DISK", "BYTES", "CLUSTERS", "STORED"), rows)

@@ -69,9 +69,7 @@ async def run_job(request: Request) -> bool:
         return ok
 
 
-async def _run(
-    request: Request, merged: dict[str, Any], console: Console, stdout_fd: int
-) -> bool:
+async def _run(request: Request, merged: dict[str, Any], console: Console, stdout_fd: int) -> bool:
     try:
         async with open_node(request.root) as node:
             vmids = await _select_vmids(node, request)

@@ -28,6 +28,7 @@ _LINE = re.compile(r"([^\s:]+)\s*:\s*(.*)", re.DOTALL | re.ASCII)
 _LIST_SEPARATORS = re.compile(r"[\s,;]+")
 _STORAGE_ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]")
 _VMID = re.compile(r"[0-9]{1,9}")
+_NO_PROPERTIES = PropertySchema(keys={})
 
 
 class OptionKind(enum.Enum):
@@ -62,7 +63,7 @@ class OptionRule:
     maximum: int | None = None
     choices: tuple[str, ...] = ()
     length_max: int | None = None
-    schema: PropertySchema | None = None
+    schema: PropertySchema = _NO_PROPERTIES
 
 
 def _number(
@@ -86,6 +87,11 @@ _TEXT = OptionRule(kind=OptionKind.TEXT)
 _OFF = OptionRule(kind=OptionKind.BOOLEAN, default="0")
 _ON = OptionRule(kind=OptionKind.BOOLEAN, default="1")
 _KEEP = ("keep-last", "keep-hourly", "keep-daily", "keep-weekly", "keep-monthly", "keep-yearly")
+_PROPERTY_LIMITS: Mapping[str, OptionRule] = {
+    "max-workers": _number(None, minimum=1, maximum=256),
+    "pbs-entries-max": _number(None, minimum=1),
+    **dict.fromkeys(_KEEP, _number(None)),
+}
 OPTION_RULES: Mapping[str, OptionRule] = {
     "vmid": OptionRule(kind=OptionKind.VMIDS),
     "all": _OFF,
@@ -249,16 +255,13 @@ def _check_list(value: str, rule: OptionRule) -> str:
 
 
 def _check_properties(name: str, value: str, rule: OptionRule) -> None:
-    if rule.schema is None:
-        raise ConfigError(f"option '{name}' has no properties")
     values = parse_property_string(value, rule.schema)
-    for key, lowest, highest in (("max-workers", 1, 256), ("pbs-entries-max", 1, None)):
+    for key, limits in _PROPERTY_LIMITS.items():
         if key in values:
-            limits = _number(None, minimum=lowest, maximum=highest)
-            _check_integer(str(values[key]), limits)
-    for key in _KEEP:
-        if int(values.get(key, 0)) < 0:
-            raise ConfigError(f"{key}: value must have a minimum value of 0")
+            try:
+                _check_integer(str(values[key]), limits)
+            except ConfigError as error:
+                raise ConfigError(f"{key}: {error.message}") from None
     if name == "fleecing" and values.get("enabled") and "storage" not in values:
         raise ConfigError("'storage' parameter is required when 'enabled' is set")
     if values.get("keep-all") and any(int(values.get(key, 0)) > 0 for key in _KEEP):

@@ -67,7 +67,8 @@ def find_layout(root: str) -> NodeLayout:
 
     Raises: ConfigError if there is no node.
     """
-    root = os.path.abspath(root)
+    # One spelling: a running VM is known by the path of its pid file.
+    root = os.path.realpath(root)
     local = os.path.join(root, "etc/pve/local")
     nodes = os.path.join(root, "etc/pve/nodes")
     if os.path.islink(local):

@@ -210,17 +210,15 @@ async def _create_vm(
         for index, disk in enumerate(disks):
             name = f"vm-{vmid}-disk-{index}.{disk.format}"
             path = os.path.join(directory, name)
+            if os.path.exists(path):
+                raise StorageError(f"image '{path}' exists already")
             made.append(path)
             await _create_disk(
                 path, disk, seed=fill_seed, stream_index=vmid * 256 + index, commands=commands
             )
             size = render_config_size(disk.size_bytes)
             lines.append(f"{disk.key}: local:{vmid}/{name},size={size}")
-        try:
-            with open(layout.vm_config(vmid), "x", encoding="utf-8") as file:
-                file.write("\n".join(sorted(lines)) + "\n")
-        except OSError as error:
-            raise ConfigError(f"unable to create VM {vmid} - {error.strerror}") from error
+        _write_config(layout, vmid, lines)
     except BaseException:
         for path in made:
             remove_image(path)
@@ -229,11 +227,17 @@ async def _create_vm(
         raise
 
 
+def _write_config(layout: NodeLayout, vmid: int, lines: Sequence[str]) -> None:
+    try:
+        with open(layout.vm_config(vmid), "x", encoding="utf-8") as file:
+            file.write("\n".join(sorted(lines)) + "\n")
+    except OSError as error:
+        raise ConfigError(f"unable to create VM {vmid} - {error.strerror}") from error
+
+
 async def _create_disk(
     path: str, disk: LabDisk, *, seed: int | None, stream_index: int, commands: CommandRunner
 ) -> None:
-    if os.path.exists(path):
-        raise StorageError(f"image '{path}' exists already")
     if seed is None:
         await create_image(
             path, size_bytes=disk.size_bytes, image_format=disk.format, commands=commands

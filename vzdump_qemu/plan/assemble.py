@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Only line feeds end a line: to the parser of the file a lone CR is a character like any other.
+_LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 _OLD_MARKS = (b"#vzdump#", b"#qmdump#")
 _SECTION = re.compile(rb"\[(.*)\]\s*\Z", re.DOTALL)
 _UNUSED = re.compile(rb"unused[0-9]+:\s*(\S+)\s*\Z")
@@ -50,7 +52,7 @@ def assemble_config(raw: bytes, entries: Sequence[MapEntry]) -> AssembledConfig:
     kept: list[bytes] = []
     unused: list[str] = []
     kinds: set[str] = set()
-    for line in raw.splitlines(keepends=True):
+    for line in _LINE.findall(raw):
         section = _SECTION.match(line)
         if section is not None:
             kinds.add(_kind_of(section[1]))

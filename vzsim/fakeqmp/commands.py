@@ -163,8 +163,7 @@ class Commands:
 
     def _power_down(self) -> dict[str, Any]:
         self._machine.emit("POWERDOWN")
-        if self._machine.control.is_running:
-            self._machine.timebase.call_later(0.0, self._machine.control.guest_powers_off)
+        self._machine.ask_guest_to_shut_down()
         return {}
 
     def _quit(self, machine: Machine) -> Pending:

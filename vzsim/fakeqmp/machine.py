@@ -126,7 +126,7 @@ class Machine:
             timebase=self.timebase,
             is_guest_running=lambda: self.control.is_running,
             actions=GuestActions(
-                power_off=self.control.guest_powers_off,
+                power_off=self.ask_guest_to_shut_down,
                 reboot=self.control.guest_resets,
                 suspend=self.control.guest_suspends,
                 die=lambda: self.die("SIGKILL"),
@@ -165,6 +165,16 @@ class Machine:
     def carry_out(self, monitor: Monitor, name: str, arguments: Mapping[str, Any]) -> Any:
         """Carry out one command; a value, or a `Pending`. Raises: CommandError."""
         return self._commands.carry_out(monitor, name, arguments)
+
+    def ask_guest_to_shut_down(self) -> None:
+        """The guest was asked to switch itself off; it does so as its rules say."""
+        rules = self.script.guest
+        if self.control.is_running and not rules.ignores_shutdown:
+            self.timebase.call_later(rules.shutdown_delay_s, self._guest_shuts_down)
+
+    def _guest_shuts_down(self) -> None:
+        if self.control.is_running and not self.is_dead:
+            self.control.guest_powers_off()
 
     def command_done(self) -> None:
         """A command's reply is out; a quit takes effect now."""

@@ -54,6 +54,8 @@ refused with one line. Every table is optional. Schema by example::
     keep_point_in_time = "DIR"     # copy each disk there when `backup` fixes the instant
     poweroff_after_s = 10.0
     reset_after_s = 10.0
+    shutdown_delay_s = 5.0         # from system_powerdown or guest-shutdown to the power-off
+    ignores_shutdown = true        # asked to shut down, it does not
 
     [process]
     die_at_s = 4.0                 # the process is gone, whatever it does
@@ -155,6 +157,8 @@ class GuestRules:
     keep_point_in_time: str | None = None
     poweroff_after_s: float | None = None
     reset_after_s: float | None = None
+    shutdown_delay_s: float = 0.0
+    ignores_shutdown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

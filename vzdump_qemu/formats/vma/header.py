@@ -95,6 +95,8 @@ def encode_header(
         raise VmaError(f"vma uuid has {len(uuid)} bytes instead of {layout.UUID_BYTES}")
     if not -(1 << 63) <= ctime_s < 1 << 63:
         raise VmaError(f"vma creation time {ctime_s} out of range")
+    if not configs and not devices:
+        raise VmaError("vma archive would hold neither a configuration nor a device")
     _check_configs_to_write(configs)
     _check_devices_to_write(devices)
     check_names(configs, devices)
