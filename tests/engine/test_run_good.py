@@ -12,6 +12,7 @@ from vzdump_qemu.events import BackupMode, Consistency, FreezeSkip
 from vzdump_qemu.plan.options import BackupOptions, FleecingOptions
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.script import AgentRules, BackupRules, GuestRules, Script
+from vzsim.world.files import SimulatedFile
 
 STEPS = [
     "JobStarted",
@@ -266,3 +267,12 @@ def test_slow_agent_start_counts_as_no_agent(world: World) -> None:
     world.script = Script(agent=AgentRules(starts_after_s=60))
     world.assert_good(world.run())
     assert world.told_of(events.FreezeSkipped)[0].reason is FreezeSkip.NOT_RUNNING
+
+
+def test_name_taken_in_the_same_second_waits_for_the_next_one(world: World) -> None:
+    taken = "/var/lib/vz/dump/vzdump-qemu-100-2026_01_02-03_04_06.vma.zst"
+    world.arrange = lambda world: world.files.files.update({taken: SimulatedFile()})
+    result = world.run()
+    assert result is not None and result.error is None, result
+    assert result.archive_path == "/var/lib/vz/dump/vzdump-qemu-100-2026_01_02-03_04_07.vma.zst"
+    assert taken in world.archives()

@@ -37,7 +37,7 @@ class Bench:
         values |= {"drives": disks, "has_agent": True, "has_serial": True} | changes
         self.spec = MachineSpec(**values)
         self.ids = RequestIds(os.getpid())
-        self.table = ProcessTable(programs=frozenset({binary}))
+        self.table = ProcessTable(any_program=True)
         self.launcher = QemuLauncher(
             self.layout,
             100,
@@ -84,7 +84,8 @@ async def make_bench(short_directory):
 
     yield make
     for bench in made:
-        await bench.launcher.stop()
+        if bench.pid is not None:
+            await bench.launcher.stop()
 
 
 def _script(directory: Path, text: str) -> str:
@@ -139,6 +140,16 @@ async def test_start_twice_is_refused(make_bench, qemu_binary):
     with pytest.raises(PowerError, match=r"^VM 100 already running$"):
         await bench.launcher.start()
     assert bench.pid is not None
+
+
+@pytest.mark.slow
+async def test_two_starts_at_once_leave_one_running_vm(make_bench, qemu_binary):
+    bench = make_bench(qemu_binary)
+    results = await asyncio.gather(
+        bench.launcher.start_paused(), bench.launcher.start_paused(), return_exceptions=True
+    )
+    assert sorted(str(result) for result in results) == ["VM 100 already running", "[]"]
+    assert (await bench.ask("query-status"))["status"] == "prelaunch"
 
 
 @pytest.mark.slow

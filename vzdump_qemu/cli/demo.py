@@ -12,18 +12,22 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from vzdump_qemu.errors import BackupError
+from vzdump_qemu.node.layout import NodeLayout
+from vzdump_qemu.qemu.unix_socket import SOCKET_PATH_BYTES_MAX
 from vzdump_qemu.units import MIB
 
 REAL_QEMU = "qemu-system-x86_64"
 SIMULATED_QEMU = "vzsim-qemu"
 _VMID = 100
 _RESTORED_VMID = 101
+VMID_MAX = 999_999_999
 # One even disk, and one whose last cluster is cut short within a file system block.
 _DISKS = {"scsi0": 48 * MIB, "scsi1": 20 * MIB + 512}
 _PROBE_TIMEOUT_S = 20.0
@@ -181,11 +185,24 @@ def count_differing_bytes(one: Path, other: Path) -> int:
     return count
 
 
+def fits_sockets(lab: Path) -> bool:
+    """Whether the sockets of a lab there have paths that the kernel takes."""
+    layout = NodeLayout(root=str(lab.absolute()), node_name="lab")
+    # Labs are refused by their longest possible name, so that any VMID can be added later.
+    return len(os.fsencode(layout.serial_socket(VMID_MAX))) <= SOCKET_PATH_BYTES_MAX
+
+
 @click.command("demo")
 @click.option("--lab", default="demo-lab", show_default=True, help="folder to work in.")
 def demo_command(lab: str) -> None:
     """Back up, verify, restore and compare in a lab of its own."""
-    click.echo(f"\n{run_demo(Path(lab))}")
+    place = Path(lab)
+    if fits_sockets(place):
+        click.echo(f"\n{run_demo(place)}")
+        return
+    with tempfile.TemporaryDirectory(prefix="vzq-") as directory:
+        click.echo(f"'{place.absolute()}' is too long for sockets: the lab is in {directory}")
+        click.echo(f"\n{run_demo(Path(directory) / 'lab')}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ from vzdump_qemu.plan.options import BackupOptions
 from vzdump_qemu.ports import Machine, VmaIntake
 from vzdump_qemu.units import NS_PER_S
 
+# A clock that was set back meets the names of an earlier hour: publishing refuses those.
+NAME_ATTEMPT_COUNT_MAX = 3
+
 
 @dataclass(slots=True)
 class _Outcome:
@@ -84,15 +87,8 @@ async def back_up_vm(
     """
     warnings = _WarningCount(ports.emit)
     ports = replace(ports, emit=warnings)
+    names = await _name_freely(ports, options, vmid, dump_directory)
     began_ns, began_s = ports.clock.now_ns(), ports.clock.wall_s()
-    names = name_run(
-        vmid=vmid,
-        local_time=ports.clock.local_time(began_s),
-        dump_directory=dump_directory,
-        temp_directory=options.target.temp_directory,
-        extension=options.archive_extension,
-        process_id=ports.ids.process_id(),
-    )
     log_path = f"{options.log_directory}/qemu-{vmid}.log"
     ports.emit(
         events.RunStarted(
@@ -120,6 +116,25 @@ async def back_up_vm(
     if cancelled is not None:
         raise cancelled
     return result
+
+
+async def _name_freely(
+    ports: EnginePorts, options: BackupOptions, vmid: int, dump_directory: str
+) -> RunNames:
+    """Names of this instant; in a second whose name is taken the run waits for the next one."""
+    for _ in range(NAME_ATTEMPT_COUNT_MAX):
+        names = name_run(
+            vmid=vmid,
+            local_time=ports.clock.local_time(ports.clock.wall_s()),
+            dump_directory=dump_directory,
+            temp_directory=options.target.temp_directory,
+            extension=options.archive_extension,
+            process_id=ports.ids.process_id(),
+        )
+        if not names.final_path or not await ports.store.exists(names.final_path):
+            break
+        await ports.clock.sleep(1.0)
+    return names
 
 
 def _tell_end(ports: EnginePorts, result: RunResult) -> None:

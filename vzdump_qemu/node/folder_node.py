@@ -29,7 +29,7 @@ def open_folder_node(root: str, *, commands: CommandRunner, process_id: int) -> 
     layout = find_layout(root)
     config = read_lab_config(layout.lab_config) or LabConfig()
     binary = commands.find(config.qemu) or config.qemu
-    table = ProcessTable(programs=frozenset({binary, os.path.realpath(binary)}))
+    table = ProcessTable(any_program=True)
     storages = FolderStorages(layout, commands=commands)
 
     def make_power(machine: LocalMachine) -> Power:

@@ -25,6 +25,7 @@ from vzdump_qemu.errors import (
     QmpTimeout,
 )
 from vzdump_qemu.node.layout import NodeLayout
+from vzdump_qemu.node.locks import hold_vm_flock
 from vzdump_qemu.node.processes import ProcessHandle, ProcessTable
 from vzdump_qemu.ports import Agent, Qmp
 from vzdump_qemu.qemu.command_line import MachineSpec, RuntimePaths, build_command_line
@@ -40,8 +41,6 @@ _HARD_SIGNALS = ((signal.SIGTERM, TERM_TIMEOUT_S), (signal.SIGKILL, KILL_TIMEOUT
 # `query-status` in a resume.
 _STATUS_TIMEOUT_S = 60.0
 _AGENT_PROBE_TIMEOUT_S = 3.0
-# A guest agent may answer a shutdown with nothing at all; the guest's end is what counts.
-_AGENT_SHUTDOWN_TIMEOUT_S = 5.0
 _POLL_INTERVAL_S = 0.25
 _STDERR_BYTES_MAX = 64 * 1024
 
@@ -83,14 +82,16 @@ class QemuLauncher:
 
     async def start_paused(self) -> Sequence[str]:
         """See `ports.Power.start_paused`; templates are allowed."""
-        return await self._start(await self._read_spec(), paused=True)
+        async with hold_vm_flock(self._layout.vm_lock(self._vmid)):
+            return await self._start(await self._read_spec(), paused=True)
 
     async def start(self) -> Sequence[str]:
         """See `ports.Power.start`."""
         spec = await self._read_spec()
         if spec.is_template:
             raise PowerError("you can't start a vm if it's a template")
-        return await self._start(spec, paused=False)
+        async with hold_vm_flock(self._layout.vm_lock(self._vmid)):
+            return await self._start(spec, paused=False)
 
     async def shut_down(self, *, timeout_s: float) -> Sequence[str]:
         """See `ports.Power.shut_down`: by the agent if it answers, else by the power button."""
@@ -98,25 +99,30 @@ class QemuLauncher:
             return ()
         if await self._run_state() in ("paused", "prelaunch"):
             raise PowerError("VM is paused - cannot shutdown")
+        problems: list[str] = []
         try:
-            async with asyncio.timeout(timeout_s):
-                if not await self._shut_down_by_agent():
-                    await self._execute("system_powerdown")
+            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                # The agent need not answer at all: the guest's end is what counts.
+                order = group.create_task(self._order_power_off(problems))
                 await self._wait_for_power_off()
+                order.cancel()
         except TimeoutError as error:
-            raise PowerError("VM quit/powerdown failed - got timeout") from error
+            raise PowerError(
+                "VM quit/powerdown failed - got timeout", hint=" ".join(problems)
+            ) from error
         return await self.stop()
 
     async def stop(self) -> Sequence[str]:
         """See `ports.Power.stop`."""
         lines: list[str] = []
-        handle = ProcessHandle.open(self._table, self._pid_file)
-        if handle is not None:
-            try:
-                await self._end(handle, lines)
-            finally:
-                handle.close()
-        self._remove_runtime_files()
+        async with hold_vm_flock(self._layout.vm_lock(self._vmid)):
+            handle = ProcessHandle.open(self._table, self._pid_file)
+            if handle is not None:
+                try:
+                    await self._end(handle, lines)
+                finally:
+                    handle.close()
+            self._remove_runtime_files()
         return lines
 
     async def suspend(self) -> Sequence[str]:
@@ -228,6 +234,14 @@ class QemuLauncher:
                 return
         raise PowerError(f"VM {self._vmid} still running after SIGKILL")
 
+    async def _order_power_off(self, problems: list[str]) -> None:
+        if await self._shut_down_by_agent():
+            return
+        try:
+            await self._execute("system_powerdown")
+        except PowerError as error:
+            problems.append(error.message)
+
     async def _shut_down_by_agent(self) -> bool:
         """Whether the agent took the order."""
         if not os.path.exists(self._layout.agent_socket(self._vmid)):
@@ -235,7 +249,9 @@ class QemuLauncher:
         try:
             async with self._connections.connect_agent(_AGENT_PROBE_TIMEOUT_S) as agent:
                 with suppress(AgentTimeout):
-                    await agent.execute("guest-shutdown", timeout_s=_AGENT_SHUTDOWN_TIMEOUT_S)
+                    await agent.execute(
+                        "guest-shutdown", timeout_s=command_timeout_s("guest-shutdown")
+                    )
         except (AgentUnreachable, AgentCommandError):
             return False
         return True

@@ -25,11 +25,12 @@ class ProcessTable:
 
     Attributes:
         proc_path: where it is mounted.
-        programs: further program paths that count as QEMU, also when an interpreter runs them.
+        any_program: whatever bears the pid file in its arguments counts, be it a stand-in run by
+            an interpreter; for nodes whose processes are all started by our own launcher.
     """
 
     proc_path: str = "/proc"
-    programs: frozenset[str] = frozenset()
+    any_program: bool = False
 
     def find_qemu(self, pid_file: str) -> int | None:
         """Process id of the QEMU that owns that pid file, or None for anything else."""
@@ -47,9 +48,11 @@ class ProcessTable:
     def _is_qemu(self, argv: list[str]) -> bool:
         if not argv:
             return False
-        if argv[0].endswith("kvm") or os.path.basename(argv[0]).startswith("qemu-"):
-            return True
-        return any(argument in self.programs for argument in argv[:2])
+        return (
+            self.any_program
+            or argv[0].endswith("kvm")
+            or os.path.basename(argv[0]).startswith("qemu-")
+        )
 
     def _argv(self, pid: int) -> list[str]:
         try:

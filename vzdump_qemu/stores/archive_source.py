@@ -26,7 +26,7 @@ from vzdump_qemu.stores.lzop_container import LZOP_MAGIC, decode_lzop
 from vzdump_qemu.stores.zstd_frames import ZSTD_MAGIC, ZstdFrameWalk
 
 STDIN_PATH: Final = "-"
-CHUNK_BYTES: Final = 2048 * 1024
+CHUNK_BYTES: Final = 1024 * 1024
 ZSTD_WINDOW_BYTES_MAX: Final = 128 * 1024 * 1024
 _COMPRESSED_CHUNK_BYTES: Final = 256 * 1024
 _CHUNKS_AHEAD_COUNT: Final = 3
