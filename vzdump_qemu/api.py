@@ -9,20 +9,26 @@ in the engine and the adapters. Source: architecture, sections 2 and 8.
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractAsyncContextManager
 
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import EnginePorts, RunResult
 from vzdump_qemu.events import Emit, Event
 from vzdump_qemu.node import opening
+from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.plan.options import BackupOptions
-from vzdump_qemu.ports import Node
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
 from vzdump_qemu.stores.commands import SystemCommandRunner
+from vzdump_qemu.stores.guardian import Guardian
+from vzdump_qemu.stores.run_journal import FileJournals
 from vzdump_qemu.stores.system import SystemClock, SystemIds
 
+# Run as a program of its own; `cli` is above this module and is not imported.
+GUARDIAN_MODULE = "vzdump_qemu.cli.guard"
 
-def open_node(root: str = "/") -> AbstractAsyncContextManager[Node]:
+
+def open_node(root: str = "/") -> AbstractAsyncContextManager[LocalNode]:
     """A PVE node, or a folder laid out like one.
 
     Args:
@@ -34,7 +40,7 @@ def open_node(root: str = "/") -> AbstractAsyncContextManager[Node]:
 
 
 async def backup(
-    node: Node, vmid: int, options: BackupOptions | None = None, *, emit: Emit | None = None
+    node: LocalNode, vmid: int, options: BackupOptions | None = None, *, emit: Emit | None = None
 ) -> RunResult:
     """Back up one VM under the node's global lock.
 
@@ -54,15 +60,23 @@ async def backup(
     return result
 
 
-def join_ports(node: Node, *, emit: Emit, stdout_fd: int = 1) -> EnginePorts:
+def join_ports(
+    node: LocalNode, *, emit: Emit, stdout_fd: int = 1, guarded: bool = True
+) -> EnginePorts:
     """Everything that the engine is handed for one job on a node of this host.
 
     Args:
         stdout_fd: where an archive for standard output goes.
+        guarded: a guardian process watches over our death while a run goes on.
     """
+    layout = node.layout
+    guardian = None
+    if guarded:
+        guardian = Guardian([sys.executable, "-m", GUARDIAN_MODULE, layout.root])
     return EnginePorts(
         node=node,
-        store=ArchiveDirectory(stdout_fd=stdout_fd),
+        store=ArchiveDirectory(stdout_fd=stdout_fd, guardian=guardian),
+        journals=FileJournals(layout.journal_directory, guardian.watch if guardian else None),
         commands=SystemCommandRunner(),
         clock=SystemClock(),
         ids=SystemIds(),

@@ -328,6 +328,10 @@ class ArchiveStore(Protocol):
         """Remove a directory with all it holds; a missing one is no error."""
         ...
 
+    async def remove_file(self, path: str) -> None:
+        """Remove a file; a missing one is no error. Raises TargetError."""
+        ...
+
     async def exists(self, path: str) -> bool: ...
 
 
@@ -381,6 +385,68 @@ class Ids(Protocol):
         ...
 
 
+class ReversalKind(enum.Enum):
+    """What can have to be put back, by this process or by another after its death."""
+
+    THAW = "thaw"
+    CANCEL_JOB = "cancel-job"
+    CLOSE_FD = "close-fd"
+    RESUME = "resume"
+    START = "start"
+    STOP_QEMU = "stop-qemu"
+    DETACH = "detach"
+    FREE_FLEECING = "free-fleecing"
+    REMOVE_FILE = "remove-file"
+    REMOVE_TREE = "remove-tree"
+    UNLOCK = "unlock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reversal:
+    """One act that puts something back; idempotent.
+
+    Attributes:
+        names: what it is about: the job's target, a descriptor name, node names, volume ids or
+            a path, by kind; empty where the VM itself is meant.
+    """
+
+    kind: ReversalKind
+    names: tuple[str, ...] = ()
+
+
+class Journal(Protocol):
+    """What one run on one VM would have to put back, kept where a killed run cannot lose it."""
+
+    @property
+    def open_entries(self) -> Sequence[tuple[int, Reversal]]:
+        """Noted and not struck, oldest first: on opening, what a killed run left."""
+        ...
+
+    async def note(self, reversal: Reversal) -> int:
+        """Keep a reversal durably, before the act it reverses; return its index."""
+        ...
+
+    def strike(self, index: int) -> None:
+        """It was put back, or nothing is left of it. Cheap; losing it costs a second try."""
+        ...
+
+
+class Journals(Protocol):
+    """The journals of a node's VMs."""
+
+    def open(self, vmid: int) -> AbstractAsyncContextManager[Journal]:
+        """Own one VM's journal, and have somebody watch over our death meanwhile.
+
+        Raises VmLocked on entering if a living process owns it. On leaving, a journal without
+        open entries is forgotten.
+        """
+        ...
+
+    async def list_vmids(self) -> Sequence[int]:
+        """VMs with a journal, ascending."""
+        ...
+
+
 class JobStatus(enum.Enum):
     """Status of ``query-backup``; ABSENT if no backup was ever started in that QEMU."""
 
@@ -399,6 +465,7 @@ class JobProgress:
     status: JobStatus
     status_text: str = ""
     uuid: str = ""
+    backup_file: str = ""
     error_text: str = ""
     total_bytes: int = 0
     dirty_bytes: int = 0

@@ -185,3 +185,14 @@ def test_help_loads_nothing_heavy_and_is_instant() -> None:
         assert ended.stderr == "[]\n"
     # Generous beside the 0.15 s of the requirement: test machines are shared.
     assert fastest_s < 1.0
+
+
+@pytest.mark.slow
+def test_reader_of_the_output_that_is_gone_ends_quietly() -> None:
+    argv = [sys.executable, "-m", "vzdump_qemu", "--version"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 130

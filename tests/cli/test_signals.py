@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from vzdump_qemu.cli.signals import STOP_SIGNALS, cancelled_by_signals
+from vzdump_qemu.cli.signals import STOP_SIGNALS, cancelled_by_signals, interrupted_by_signals
 
 
 class Job:
@@ -45,3 +45,18 @@ async def test_request_cancels_like_a_signal() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(run())
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_signal_interrupts_a_plain_verb_once(number: signal.Signals) -> None:
+    before = [signal.getsignal(other) for other in STOP_SIGNALS]
+    undone = False
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            for other in STOP_SIGNALS:
+                os.kill(os.getpid(), other)
+            undone = True
+    assert undone
+    assert [signal.getsignal(other) for other in STOP_SIGNALS] == before

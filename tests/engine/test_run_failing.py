@@ -37,13 +37,20 @@ def test_unexpected_status_is_named(world: World) -> None:
     world.assert_failed_clean(world.run(), "got unexpected status 'odd'")
 
 
-def test_foreign_uuid_ends_the_run_and_its_job_is_left_alone(world: World) -> None:
-    world.script = Script(backup=replace(SLOW, uuid="11111111-2222-4333-8444-555555555555"))
+def test_foreign_uuid_ends_the_run_and_a_foreign_job_is_left_alone(world: World) -> None:
+    foreign = {"uuid": "11111111-2222-4333-8444-555555555555", "backup-file": "/dev/fdname/x"}
+    world.script = _scripted(CommandRule(name="query-backup", patch=foreign), backup=SLOW)
     result = world.run()
     assert result is not None and result.error is not None
     assert "got unexpected uuid" in str(result.error)
     assert "backup-cancel" not in world.qmp_log
     assert world.archives() == []
+
+
+def test_job_into_our_own_descriptor_is_cancelled_whatever_its_uuid(world: World) -> None:
+    world.script = Script(backup=replace(SLOW, uuid="11111111-2222-4333-8444-555555555555"))
+    world.assert_failed_clean(world.run(), "got unexpected uuid")
+    assert "backup-cancel" in world.qmp_log
 
 
 def test_missing_uuid_in_the_reply_is_an_error_and_the_job_is_cancelled(world: World) -> None:

@@ -17,6 +17,7 @@ from vzsim.fakeqmp.script import GuestRules, Script
 from vzsim.kernel import Chance, run_simulated
 from vzsim.world.clock import SimulatedClock, SimulatedIds
 from vzsim.world.files import SimulatedFiles
+from vzsim.world.journal import SimulatedJournals
 from vzsim.world.machine import MachineHost, SimulatedMachine, VmShape, memory_images
 from vzsim.world.node import DUMP_DIRECTORY, SimulatedNode
 from vzsim.world.pipes import Descriptors
@@ -79,6 +80,7 @@ class World:
     machine: SimulatedMachine = field(init=False)
     host: MachineHost = field(init=False)
     clock: SimulatedClock = field(default_factory=SimulatedClock)
+    journals: SimulatedJournals = field(default_factory=SimulatedJournals)
 
     def _build(self) -> None:
         chance = Chance(self.seed)
@@ -139,6 +141,7 @@ class World:
         ports = EnginePorts(
             node=self.node,
             store=self.store,
+            journals=self.journals,
             commands=self.commands,
             clock=self.clock,
             ids=SimulatedIds(Chance(self.seed).of("tool").stream()),
@@ -182,6 +185,7 @@ class World:
     def assert_nothing_left(self) -> None:
         """No lock, job, descriptor, process, temporary file, handle, frozen guest."""
         assert self.node.lock_of(100) == ""
+        assert self.journals.journals == {}
         assert self.host.descriptors.open_count() == 0
         assert self.store.live_compressor_count == 0
         assert self.machine.alive_handle_count == 0

@@ -154,6 +154,8 @@ async def test_destroy_lab_stops_vms_and_removes_the_folder(root, qemu_binary):
     await start_vm(root, 100)
     async with open_node(root) as node:
         pid = int(Path(node.layout.pid_file(100)).read_text())
+        # Even a VM whose configuration somebody removed is not left running.
+        os.unlink(node.layout.vm_config(100))
     await destroy_lab(root)
     assert not os.path.exists(root)
     state = Path(f"/proc/{pid}/stat")

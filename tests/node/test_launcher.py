@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vzdump_qemu.errors import PowerError
+from vzdump_qemu.errors import AgentUnreachable, PowerError
 from vzdump_qemu.node.launcher import LauncherConnections, QemuLauncher
 from vzdump_qemu.node.layout import NodeLayout
 from vzdump_qemu.node.processes import ProcessTable
@@ -105,6 +105,15 @@ async def test_start_paused_is_prelaunch_with_all_drive_ids(make_bench, qemu_bin
     devices = {block["device"] for block in blocks}
     assert devices == {f"drive-{key}" for key in ALL_KINDS}
     assert bench.left_over() == ["100.pid", "100.qga", "100.qmp", "100.serial0"]
+
+
+@pytest.mark.slow
+async def test_agent_of_machine_without_a_guest_is_unreachable(make_bench, qemu_binary):
+    bench = make_bench(qemu_binary)
+    await bench.launcher.start_paused()
+    with pytest.raises(AgentUnreachable, match=r"^VM 100 qga command failed - got timeout$"):
+        async with bench.connect_agent(0.2):
+            pass
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def _exchanges(name: str) -> list[tuple[dict, dict]]:
     messages = [row for row in rows if row["channel"] == "qga" and "message" in row]
     return [
         (asked["message"], said["message"])
-        for asked, said in zip(messages, messages[1:], strict=False)
+        for asked, said in itertools.pairwise(messages)
         if (asked["dir"], said["dir"]) == ("C", "S") and asked["message"]["execute"] not in SYNCS
     ]
 

@@ -34,7 +34,7 @@ _VMA_BLOCK_BYTES = 4096
 @click.command("list")
 @click.argument("place", metavar="LAB-OR-DIR", type=click.Path(exists=True, file_okay=False))
 @json_option
-def list_command(place: str, as_json: bool) -> None:
+def list_command(place: str, *, as_json: bool) -> None:
     """List the archives of a lab or a directory, oldest first."""
     found = [_describe_file(path) for path in _archive_paths(place)]
     found.sort(key=lambda row: (row["created"], row["path"]))
@@ -93,7 +93,7 @@ def _describe_file(path: str) -> dict[str, Any]:
 @click.argument("archive_path", metavar="ARCHIVE|-")
 @click.option("--config", "config_name", metavar="NAME", help="print that stored file instead.")
 @json_option
-def show_command(archive_path: str, config_name: str | None, as_json: bool) -> None:
+def show_command(archive_path: str, config_name: str | None, *, as_json: bool) -> None:
     """Show what the header of an archive says; the data is not looked at."""
     summary = list_archive(archive_path)
     if config_name is not None:
@@ -157,7 +157,7 @@ def _print_header(facts: dict[str, Any]) -> None:
 @click.command("verify")
 @click.argument("archive_path", metavar="ARCHIVE|-")
 @json_option
-def verify_command(archive_path: str, as_json: bool) -> None:
+def verify_command(archive_path: str, *, as_json: bool) -> None:
     """Read an archive to its end and say whether it is whole.
 
     Exit code 0 means: every cluster of every disk was there once, and all sums were right.
@@ -213,7 +213,7 @@ def _print_report(report: VerifyReport, *, as_json: bool, verdict: str) -> None:
 @click.option("--disk", "disks", multiple=True, metavar="NAME", help="only this disk; repeatable.")
 @json_option
 def extract_command(
-    archive_path: str, directory: str, disks: tuple[str, ...], as_json: bool
+    archive_path: str, directory: str, *, disks: tuple[str, ...], as_json: bool
 ) -> None:
     """Write disks as sparse files disk-NAME.raw, and the stored files, into a new folder."""
     wanted = frozenset(disks) if disks else None

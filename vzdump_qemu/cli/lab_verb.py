@@ -46,6 +46,7 @@ def lab_group() -> None:
 @json_option
 def create_command(
     root: str,
+    *,
     vmids: tuple[int, ...],
     qemu: str,
     disks: tuple[DiskRequest, ...],
@@ -83,7 +84,7 @@ def create_command(
 @click.argument("vmid", metavar="[ID]", type=click.INT, required=False)
 @click.option("--paused", is_flag=True, help="with stopped vCPUs.")
 @json_option
-def start_command(root: str, vmid: int | None, paused: bool, as_json: bool) -> None:
+def start_command(root: str, vmid: int | None, *, paused: bool, as_json: bool) -> None:
     """Start one VM, or all that do not run."""
     act = _start_paused if paused else lab.start_vm
     _for_each(root, vmid, act, only_running=False)
@@ -99,7 +100,7 @@ async def _start_paused(root: str, vmid: int) -> None:
 @click.argument("root", metavar="LAB", type=_LAB)
 @click.argument("vmid", metavar="[ID]", type=click.INT, required=False)
 @json_option
-def stop_command(root: str, vmid: int | None, as_json: bool) -> None:
+def stop_command(root: str, vmid: int | None, *, as_json: bool) -> None:
     """End one VM, or all that run, as by the power plug."""
     _for_each(root, vmid, lab.stop_vm, only_running=True)
     _print_status(root, as_json=as_json)
@@ -124,7 +125,7 @@ def _for_each(
 @click.argument("root", metavar="LAB", type=_LAB)
 @click.argument("vmid", metavar="[ID]", type=click.INT, required=False)
 @json_option
-def status_command(root: str, vmid: int | None, as_json: bool) -> None:
+def status_command(root: str, vmid: int | None, *, as_json: bool) -> None:
     """Show which VMs there are and what they do."""
     _print_status(root, vmid, as_json=as_json)
 
@@ -150,7 +151,7 @@ def _power_word(status: lab.LabVmStatus) -> str:
 @lab_group.command("destroy")
 @click.argument("root", metavar="LAB", type=_LAB)
 @json_option
-def destroy_command(root: str, as_json: bool) -> None:
+def destroy_command(root: str, *, as_json: bool) -> None:
     """Stop all VMs of a lab and remove the folder."""
     asyncio.run(lab.destroy_lab(root))
     if as_json:

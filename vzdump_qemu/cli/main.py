@@ -29,6 +29,7 @@ _VERBS: dict[str, tuple[str, str, str]] = {
     "verify": ("archive_verbs", "verify_command", "Say whether an archive is whole."),
     "extract": ("archive_verbs", "extract_command", "Write disks and configurations as files."),
     "restore": ("restore_verb", "restore_command", "Make a VM of a lab from an archive."),
+    "recover": ("recover_verb", "recover_command", "Put back what killed backups left."),
     "lab": ("lab_verb", "lab_group", "Make and run a folder laid out like a node."),
     "demo": ("demo", "demo_command", "Back up, verify, restore and compare in a lab."),
 }
@@ -119,7 +120,6 @@ def run(arguments: Sequence[str], *, command: click.Command = command_line) -> i
     debug = len(words) != len(arguments)
     try:
         outcome = command.main(args=words, prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:
@@ -129,11 +129,9 @@ def run(arguments: Sequence[str], *, command: click.Command = command_line) -> i
         return _tell(Interrupted())
     except BackupError as error:
         return _tell(error)
-    except BrokenPipeError:
-        # The reader of our output is gone: nobody is left to be told. Python would try to flush
-        # once more at exit and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return Interrupted.exit_code
+    except SystemExit:
+        # What click makes of a broken pipe; nothing of ours ends this way.
+        return _flush_output(Interrupted.exit_code)
     except Exception as error:
         if debug:
             import traceback
@@ -145,7 +143,18 @@ def run(arguments: Sequence[str], *, command: click.Command = command_line) -> i
                 hint=f"please report this with the output of the same command and {_DEBUG_WORD}",
             )
         )
-    return outcome if isinstance(outcome, int) else 0
+    return _flush_output(outcome if isinstance(outcome, int) else 0)
+
+
+def _flush_output(code: int) -> int:
+    """Write out what is left; return the code, or that of an interruption if nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody is left to be told. Python would try once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return code or Interrupted.exit_code
+    return code
 
 
 def _tell(error: BackupError) -> int:

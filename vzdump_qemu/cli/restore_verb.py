@@ -23,7 +23,7 @@ from vzdump_qemu.cli.signals import interrupted_by_signals
 @click.option("--force", is_flag=True, help="replace an existing VM that does not run.")
 @json_option
 def restore_command(
-    archive_path: str, vmid: int, root: str, storage: str, force: bool, as_json: bool
+    archive_path: str, vmid: int, *, root: str, storage: str, force: bool, as_json: bool
 ) -> None:
     """Make a VM from an archive: new volumes, the stored configuration, all or nothing."""
     from vzdump_qemu.cli.restoring import restore_vm

@@ -33,7 +33,14 @@ from vzdump_qemu.formats.vma import ConfigBlob
 from vzdump_qemu.plan.assemble import MapEntry, assemble_config
 from vzdump_qemu.plan.names import RunNames
 from vzdump_qemu.plan.options import BackupOptions, DataPathChoice
-from vzdump_qemu.ports import ArchiveTarget, Machine, VmaIntake, VmaProof
+from vzdump_qemu.ports import (
+    ArchiveTarget,
+    Machine,
+    Reversal,
+    ReversalKind,
+    VmaIntake,
+    VmaProof,
+)
 
 CONFIG_NAME = "qemu-server.conf"
 FIREWALL_NAME = "qemu-server.fw"
@@ -62,7 +69,11 @@ class ArchiveStep:
     async def make_temp_directory(self) -> None:
         """A directory of this run alone: a stray job never reads another VM's files."""
         path = self.names.temp_directory
-        self.undo.push("remove the temporary directory", lambda: self.ports.store.remove_tree(path))
+        await self.undo.push(
+            "remove the temporary directory",
+            lambda: self.ports.store.remove_tree(path),
+            Reversal(kind=ReversalKind.REMOVE_TREE, names=(path,)),
+        )
         await self.ports.store.create_directory(path)
 
     async def assemble(self, raw: bytes) -> None:
@@ -114,7 +125,7 @@ class ArchiveStep:
     async def _hold_alive(self) -> None:
         """From here on a guest that powers off does not take QEMU, and our job, with it."""
         handle = AsyncExitStack()
-        self.undo.push("let go of the event daemon", handle.aclose)
+        self.undo.push_own("let go of the event daemon", handle.aclose)
         try:
             await handle.enter_async_context(self.machine.keep_alive())
         except PowerError as error:

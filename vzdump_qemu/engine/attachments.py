@@ -14,7 +14,7 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError, ConfigError, QmpCommandError, StorageError
-from vzdump_qemu.ports import Machine, Qmp, VolumeFacts
+from vzdump_qemu.ports import Machine, Qmp, Reversal, ReversalKind, VolumeFacts
 
 CONNECT_TIMEOUT_S = 60.0
 QUERY_TIMEOUT_S = 5.0
@@ -97,11 +97,14 @@ class Attachments:
     def __init__(self, ports: EnginePorts, machine: Machine) -> None:
         self._ports = ports
         self._machine = machine
-        self._fleecing: list[tuple[str, str]] = []
 
     async def attach_tpm(self, disk: RunDisk, undo: UndoStack) -> None:
         """Attach the TPM state read-only, replacing what a crashed run left attached."""
-        undo.push("detach the TPM state", lambda: self._detach_names([TPM_NODE]))
+        await undo.push(
+            "detach the TPM state",
+            lambda: self.detach((TPM_NODE,)),
+            Reversal(kind=ReversalKind.DETACH, names=(TPM_NODE,)),
+        )
         async with self._machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
             if TPM_NODE in await _attached_names(qmp):
                 await _detach(qmp, TPM_NODE)
@@ -117,11 +120,24 @@ class Attachments:
         wanted = [disk for disk in disks if disk.wants_fleecing]
         async with self._machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
             sizes = await _block_sizes(qmp)
-        undo.push("remove the fleecing images", self._remove_fleecing, timeout_s=1200.0)
-        for index, disk in enumerate(wanted):
-            volid = storages.fleecing_volid(storage_id, vmid=vmid, name=str(index))
-            self._fleecing.append((disk.device_id + FLEECING_SUFFIX, volid))
-        await self._ports.node.record_fleecing(vmid, [volid for _, volid in self._fleecing])
+        names = tuple(disk.device_id + FLEECING_SUFFIX for disk in wanted)
+        volids = tuple(
+            storages.fleecing_volid(storage_id, vmid=vmid, name=str(index))
+            for index in range(len(wanted))
+        )
+        await undo.push(
+            "delete the fleecing images",
+            lambda: self.free(volids, old=False),
+            Reversal(kind=ReversalKind.FREE_FLEECING, names=volids),
+            timeout_s=1200.0,
+        )
+        await undo.push(
+            "detach the fleecing images",
+            lambda: self.detach(names),
+            Reversal(kind=ReversalKind.DETACH, names=names),
+            timeout_s=1200.0,
+        )
+        await self._ports.node.record_fleecing(vmid, volids)
         for index, disk in enumerate(wanted):
             size_bytes = sizes.get(disk.device_id)
             if size_bytes is None:
@@ -146,9 +162,10 @@ class Attachments:
                     if name.endswith(FLEECING_SUFFIX):
                         await _detach(qmp, name)
         if volids:
-            await self._free(volids, old=True)
+            await self.free(volids, old=True)
 
-    async def _detach_names(self, names: Sequence[str]) -> None:
+    async def detach(self, names: Sequence[str]) -> None:
+        """Detach what of these is attached to a running QEMU."""
         if not await self._machine.is_running():
             return
         async with self._machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
@@ -157,12 +174,12 @@ class Attachments:
                 if name in attached:
                     await _detach(qmp, name)
 
-    async def _remove_fleecing(self) -> None:
-        names = [name for name, _ in self._fleecing]
-        await self._detach_names(names)
-        await self._free([volid for _, volid in self._fleecing], old=False)
+    async def free(self, volids: Sequence[str], *, old: bool) -> None:
+        """Delete fleecing images; what cannot be deleted stays recorded.
 
-    async def _free(self, volids: Sequence[str], *, old: bool) -> None:
+        Args:
+            old: an earlier run left them.
+        """
         kept = []
         for volid in volids:
             self._ports.emit(events.FleecingRemoving(volid=volid, old=old))

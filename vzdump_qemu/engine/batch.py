@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import BatchResult, EnginePorts, RunResult
@@ -27,7 +28,8 @@ async def back_up_all(
     results: list[RunResult] = []
     try:
         dump_directory = await _dump_directory(ports, options)
-        async with ports.node.hold_global_lock(timeout_s=options.lock_wait_s):
+        async with AsyncExitStack() as stack:
+            await _take_global_lock(ports, options.lock_wait_s, stack)
             ports.emit(events.JobStarted(command_line=options.command_line))
             for vmid in sorted(vmids):
                 result = await back_up_vm(ports, options, vmid, dump_directory=dump_directory)
@@ -40,6 +42,19 @@ async def back_up_all(
         raise
     ports.emit(events.JobEnded(failed_vmids=_failed(results), error=""))
     return BatchResult(runs=tuple(results))
+
+
+async def _take_global_lock(ports: EnginePorts, wait_s: float, stack: AsyncExitStack) -> None:
+    """One job per node; a busy lock is told before it is waited for."""
+    try:
+        await stack.enter_async_context(ports.node.hold_global_lock(timeout_s=0))
+        return
+    except VmLocked:
+        if wait_s <= 0:
+            raise
+    ports.emit(events.GlobalLockAwaited())
+    await stack.enter_async_context(ports.node.hold_global_lock(timeout_s=wait_s))
+    ports.emit(events.GlobalLockTaken())
 
 
 def _failed(results: Sequence[RunResult]) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from vzdump_qemu.ports import (
     CommandRunner,
     Ids,
     JobProgress,
+    Journals,
     Node,
     VmaIntake,
     VmaProof,
@@ -31,6 +32,7 @@ class EnginePorts:
 
     node: Node
     store: ArchiveStore
+    journals: Journals
     commands: CommandRunner
     clock: Clock
     ids: Ids

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from vzdump_qemu import events
 from vzdump_qemu.engine.attachments import RunDisk
 from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError, ConfigError
 from vzdump_qemu.formats.vma import ConfigBlob, VmaWriter
@@ -53,8 +54,7 @@ class ExternalVmaPath:
                 "the external data path for a template needs the 'vma' tool",
                 hint="install it, or leave --data-path at auto",
             )
-        self._intake = await self._ports.store.open_intake(self._target)
-        undo.push("discard the unfinished archive", self._intake.discard)
+        self._intake = await open_noted_intake(self._ports, self._target, undo)
         uuid = ""
         if tool is None:
             uuid = await self._write_configs(self._intake, configs)

@@ -15,7 +15,7 @@ from vzdump_qemu.engine.context import DataPath, EnginePorts
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import AgentCommandError, GuestError
 from vzdump_qemu.events import Consistency, FreezeSkip
-from vzdump_qemu.ports import Agent, Machine
+from vzdump_qemu.ports import Agent, Machine, Reversal, ReversalKind
 from vzdump_qemu.units import NS_PER_S
 
 PING_TIMEOUT_S = 3.0
@@ -67,7 +67,12 @@ class FreezeWindow:
         async with self._connection:
             if not await self._is_willing():
                 return await self.start_unfrozen(data_path)
-            thaw = undo.push("thaw the guest", self._thaw, timeout_s=THAW_DEADLINE_S)
+            thaw = await undo.push(
+                "thaw the guest",
+                self._thaw,
+                Reversal(kind=ReversalKind.THAW),
+                timeout_s=THAW_DEADLINE_S,
+            )
             try:
                 await self._freeze()
                 self._ports.emit(events.JobStartIssued())

@@ -17,6 +17,7 @@ class _Reply(msgspec.Struct, rename="kebab"):
     status: str = ""
     uuid: str = ""
     errmsg: str = ""
+    backup_file: str = ""
     total: int = 0
     dirty: int | None = None
     transferred: int = 0
@@ -39,6 +40,7 @@ def parse_job_progress(reply: Any) -> JobProgress:
         status=status,
         status_text=parsed.status,
         uuid=parsed.uuid,
+        backup_file=parsed.backup_file,
         error_text=parsed.errmsg.strip(),
         total_bytes=parsed.total,
         dirty_bytes=parsed.total if parsed.dirty is None else parsed.dirty,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vzdump_qemu.engine.context import EnginePorts, devlist_text
+from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.job_status import parse_job_progress
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import BackupError, JobError, QmpCommandError, QmpError
@@ -21,12 +22,16 @@ from vzdump_qemu.ports import (
     JobStatus,
     Machine,
     Qmp,
+    Reversal,
+    ReversalKind,
     VmaExpectation,
     VmaIntake,
     VmaProof,
 )
 
-FD_NAME = "backup"
+# Every run's descriptor has a name of its own: `query-backup` tells it as the job's target, and
+# so proves whose job it is, even to a recovery that never saw a reply.
+FD_NAME_PREFIX = "backup-"
 # Upstream allows 30 s for getfd and backup together, waiting for the monitor included; the
 # waiting has a limit of its own here, so that a busy monitor does not eat the job's time.
 MONITOR_TIMEOUT_S = 60.0
@@ -36,7 +41,6 @@ QUERY_BACKUP_TIMEOUT_S = 600.0
 CANCEL_TIMEOUT_S = 600.0
 # After `done` only what the pipe still holds and the compressor's tail are missing.
 STREAM_END_TIMEOUT_S = 3600.0
-_ACTIVE_ELSEWHERE = "not finished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +61,10 @@ class NativeJob:
     max_workers: int | None
     fleecing: bool
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of the command for a target passed as descriptor."""
+    def arguments(self, backup_file: str) -> dict[str, Any]:
+        """The arguments of the command for this target."""
         arguments: dict[str, Any] = {
-            "backup-file": f"/dev/fdname/{FD_NAME}",
+            "backup-file": backup_file,
             "devlist": devlist_text(self.device_ids),
             "config-file": self.config_path,
             "speed": self.rate_limit_bytes_per_s,
@@ -88,9 +92,10 @@ class NativeVmaPath:
         self._connection = AsyncExitStack()
         self._qmp: Qmp | None = None
         self._uuid = ""
-        self._foreign = False
+        self._fd_name = FD_NAME_PREFIX + ports.ids.uuid()[:8]
+        self._backup_file = f"/dev/fdname/{self._fd_name}"
         self._cancel: UndoHandle | None = None
-        self._undo: UndoStack | None = None
+        self._closing: UndoHandle | None = None
 
     @property
     def intake(self) -> VmaIntake:
@@ -99,37 +104,38 @@ class NativeVmaPath:
 
     async def prepare(self, undo: UndoStack) -> None:
         """Open the target and leave the monitor connected, the descriptor already inside."""
-        self._undo = undo
-        self._intake = await self._ports.store.open_intake(self._target)
-        # A stream that still comes is drained, and a stalled writer may need a while.
-        undo.push("discard the unfinished archive", self._intake.discard)
-        undo.push("close the monitor connection", self._connection.aclose)
+        self._intake = await open_noted_intake(self._ports, self._target, undo)
+        undo.push_own("close the monitor connection", self._connection.aclose)
         qmp = await self._connection.enter_async_context(
             self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
         )
         await self._refuse_deadly_devices(qmp)
-        closing = undo.push("take back the descriptor", self._close_fd)
+        self._closing = await undo.push(
+            "take back the descriptor",
+            self._close_fd,
+            Reversal(kind=ReversalKind.CLOSE_FD, names=(self._fd_name,)),
+        )
+        # Noted here and not in `start`: the freeze window waits for no disk of ours.
+        self._cancel = await undo.push(
+            "cancel the backup job",
+            self._cancel_ours,
+            Reversal(kind=ReversalKind.CANCEL_JOB, names=(self._backup_file,)),
+            timeout_s=CANCEL_TIMEOUT_S,
+        )
         await qmp.execute_with_fd(
-            "getfd", {"fdname": FD_NAME}, self._intake.write_fd, timeout_s=QUERY_TIMEOUT_S
+            "getfd", {"fdname": self._fd_name}, self._intake.write_fd, timeout_s=QUERY_TIMEOUT_S
         )
         self._intake.close_write_end()
         self._qmp = qmp
-        self._closing = closing
 
     async def start(self) -> str:
         """Send `backup` on the connection that holds the descriptor."""
         assert self._qmp is not None
-        assert self._undo is not None
-        self._cancel = self._undo.push(
-            "cancel the backup job", self._cancel_ours, timeout_s=CANCEL_TIMEOUT_S
-        )
         try:
             reply = await self._qmp.execute(
-                "backup", self._job.arguments(), timeout_s=START_TIMEOUT_S
+                "backup", self._job.arguments(self._backup_file), timeout_s=START_TIMEOUT_S
             )
         except QmpCommandError as error:
-            # The job QEMU speaks of is another's: it must not be cancelled by us.
-            self._foreign = _ACTIVE_ELSEWHERE in error.description
             raise JobError(f"executing QMP command to start backup failed - {error}") from error
         except QmpError as error:
             raise JobError(
@@ -141,7 +147,8 @@ class NativeVmaPath:
 
     async def started(self) -> None:
         """The window is over: let the next client have the monitor."""
-        self._closing.dismiss()
+        if self._closing is not None:
+            self._closing.dismiss()
         await self._connection.aclose()
         self._qmp = None
         if not self._uuid:
@@ -153,7 +160,6 @@ class NativeVmaPath:
             reply = await qmp.execute("query-backup", timeout_s=QUERY_BACKUP_TIMEOUT_S)
         progress = parse_job_progress(reply)
         if not progress.uuid or progress.uuid != self._uuid:
-            self._foreign = bool(progress.uuid)
             raise JobError("got unexpected uuid")
         return progress
 
@@ -166,7 +172,6 @@ class NativeVmaPath:
     async def finish(self) -> VmaProof:
         """Wait for the end of the stream; afterwards there is no job of ours to cancel."""
         if self._cancel is not None:
-            # A cancel after a good end would turn QEMU's record of it into an error.
             self._cancel.dismiss()
         return await self.intake.finish(
             VmaExpectation(uuid=self._uuid, device_ids=self._job.device_ids),
@@ -182,34 +187,36 @@ class NativeVmaPath:
         refuse_deadly_devices(self._job.device_ids, sizes)
 
     async def _close_fd(self) -> None:
-        """A descriptor that no job took stays in the monitor, and its pipe never ends."""
-        if not await self._machine.is_running():
-            return
-        try:
-            async with AsyncExitStack() as stack:
-                qmp = self._qmp
-                if qmp is None:
-                    connection = self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
-                    qmp = await stack.enter_async_context(connection)
-                await qmp.execute("closefd", {"fdname": FD_NAME}, timeout_s=QUERY_TIMEOUT_S)
-        except QmpCommandError:
-            return  # `backup` had taken it over
+        await close_descriptor(self._machine, self._fd_name)
 
     async def _cancel_ours(self) -> None:
-        """Cancel an active job that is ours, or that can only be ours."""
         self.intake.drain()
         self._qmp = None
         await self._connection.aclose()
-        if self._foreign or not await self._machine.is_running():
-            return
-        async with self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S) as qmp:
-            status = parse_job_progress(
-                await qmp.execute("query-backup", timeout_s=QUERY_BACKUP_TIMEOUT_S)
-            )
-            if status.status is not JobStatus.ACTIVE:
-                return
-            if self._uuid and status.uuid != self._uuid:
-                return
+        await cancel_job(self._machine, self._backup_file)
+
+
+async def close_descriptor(machine: Machine, fd_name: str) -> None:
+    """Take back a descriptor that no job took: it stays in the monitor, its pipe never ends."""
+    if not await machine.is_running():
+        return
+    try:
+        async with machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S) as qmp:
+            await qmp.execute("closefd", {"fdname": fd_name}, timeout_s=QUERY_TIMEOUT_S)
+    except QmpCommandError:
+        return  # a job had taken it over, or it never arrived
+
+
+async def cancel_job(machine: Machine, backup_file: str) -> None:
+    """Cancel the active job with that target; any other job is somebody else's."""
+    if not await machine.is_running():
+        return
+    async with machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S) as qmp:
+        progress = parse_job_progress(
+            await qmp.execute("query-backup", timeout_s=QUERY_BACKUP_TIMEOUT_S)
+        )
+        # A cancel after a good end would turn QEMU's record of it into an error.
+        if progress.status is JobStatus.ACTIVE and progress.backup_file == backup_file:
             await qmp.execute("backup-cancel", timeout_s=CANCEL_TIMEOUT_S)
 
 

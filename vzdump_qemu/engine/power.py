@@ -15,7 +15,7 @@ from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import QmpCommandError, QmpError
 from vzdump_qemu.events import BackupMode
-from vzdump_qemu.ports import Machine
+from vzdump_qemu.ports import Machine, Reversal, ReversalKind
 from vzdump_qemu.units import NS_PER_S
 
 CONNECT_TIMEOUT_S = 60.0
@@ -66,14 +66,18 @@ class PowerState:
                 return
             self._ports.emit(events.GuestSuspending())
             self._halted_ns = self._ports.clock.now_ns()
-            self._release = undo.push("resume the guest", self._resume_suspended)
+            self._release = await undo.push(
+                "resume the guest", self._resume_suspended, Reversal(kind=ReversalKind.RESUME)
+            )
             self._tell_output(await self._machine.power.suspend())
             return
         self._ports.emit(events.GuestStopping())
         halted_ns = self._ports.clock.now_ns()
         # A shutdown that failed left the guest running: then there is nothing to start again,
         # and a guest that goes down late is started by this undo all the same.
-        self._release = undo.push("start the guest again", self._start_stopped)
+        self._release = await undo.push(
+            "start the guest again", self._start_stopped, Reversal(kind=ReversalKind.START)
+        )
         self._tell_output(await self._machine.power.shut_down(timeout_s=stop_wait_s))
         self._halted_ns = halted_ns
 
@@ -83,8 +87,15 @@ class PowerState:
             return
         self._ports.emit(events.QemuStarting())
         # Registered first: a start that fails late may leave a process behind.
-        self._restore = undo.push(
-            "restore the power state", self._restore_stopped, timeout_s=STOP_UNDO_TIMEOUT_S
+        if self._found.was_running:
+            # STOP mode: the guest is started again, which is noted already.
+            self._tell_output(await self._machine.power.start_paused())
+            return
+        self._restore = await undo.push(
+            "restore the power state",
+            self._restore_stopped,
+            Reversal(kind=ReversalKind.STOP_QEMU),
+            timeout_s=STOP_UNDO_TIMEOUT_S,
         )
         self._tell_output(await self._machine.power.start_paused())
 
@@ -152,7 +163,7 @@ class PowerState:
         self._ports.emit(events.GuestOnlineAgain(downtime_s=downtime_s))
 
     async def _restore_stopped(self) -> None:
-        if self._found.was_running or not await self._machine.is_running():
+        if not await self._machine.is_running():
             return
         run_state = await query_run_state(self._machine)
         if run_state != "prelaunch":

@@ -20,14 +20,15 @@ from vzdump_qemu.engine.power import (
     cancel_left_over_job,
     query_run_state,
 )
+from vzdump_qemu.engine.recovery import recover_vm
 from vzdump_qemu.engine.undo import UndoStack, run_shielded
-from vzdump_qemu.errors import BackupError, Interrupted, StorageError
+from vzdump_qemu.errors import BackupError, Interrupted, StorageError, VmLocked
 from vzdump_qemu.events import BackupMode, Consistency
 from vzdump_qemu.formats.vm_config import VmConfig, parse_vm_config
 from vzdump_qemu.plan.disks import DiskChoice, select_disks
 from vzdump_qemu.plan.names import RunNames, name_run
 from vzdump_qemu.plan.options import BackupOptions
-from vzdump_qemu.ports import Machine, VmaIntake
+from vzdump_qemu.ports import Machine, Reversal, ReversalKind, VmaIntake
 from vzdump_qemu.units import NS_PER_S
 
 # A clock that was set back meets the names of an earlier hour: publishing refuses those.
@@ -95,27 +96,38 @@ async def back_up_vm(
             vmid=vmid, wall_s=began_s, log_path=log_path, side_log_path=names.side_log_path
         )
     )
-    undo = UndoStack(ports.emit)
-    run = _Run(ports, options, vmid, names, undo)
+    outcome = _Outcome()
     error: BackupError | None = None
     cancelled: asyncio.CancelledError | None = None
     try:
-        try:
-            await run.execute()
-        finally:
-            await undo.unwind()
+        await _run_journalled(ports, options, vmid, names, outcome)
     except BackupError as raised:
         error = raised
     except asyncio.CancelledError as raised:
         cancelled = raised
-        if not run.outcome.published:
+        if not outcome.published:
             error = Interrupted()
     duration_s = (ports.clock.now_ns() - began_ns) / NS_PER_S
-    result = run.outcome.result(vmid, error, duration_s, tuple(warnings.texts))
+    result = outcome.result(vmid, error, duration_s, tuple(warnings.texts))
     _tell_end(ports, result)
     if cancelled is not None:
         raise cancelled
     return result
+
+
+async def _run_journalled(
+    ports: EnginePorts, options: BackupOptions, vmid: int, names: RunNames, outcome: _Outcome
+) -> None:
+    """One run between opening and leaving the VM's journal; a killed run's is put back first."""
+    await ports.node.read_vm_config(vmid)
+    async with ports.journals.open(vmid) as journal:
+        machine = ports.node.machine(vmid)
+        await recover_vm(ports, machine, journal, holds_global_lock=True)
+        undo = UndoStack(ports.emit, journal)
+        try:
+            await _Run(ports, options, machine, names, undo, outcome).execute()
+        finally:
+            await undo.unwind()
 
 
 async def _name_freely(
@@ -161,20 +173,20 @@ class _Run:
         self,
         ports: EnginePorts,
         options: BackupOptions,
-        vmid: int,
+        machine: Machine,
         names: RunNames,
         undo: UndoStack,
+        outcome: _Outcome,
     ) -> None:
         self._ports = ports
         self._options = options
         self._names = names
         self._undo = undo
-        self._machine: Machine = ports.node.machine(vmid)
-        self.outcome = _Outcome()
+        self._machine = machine
+        self._outcome = outcome
 
     async def execute(self) -> None:
-        emit, vmid = self._ports.emit, self._machine.vmid
-        await self._ports.node.read_vm_config(vmid)
+        emit = self._ports.emit
         was_running = await self._machine.is_running()
         emit(events.StatusSeen(running=was_running))
         await self._lock()
@@ -207,14 +219,14 @@ class _Run:
         else:
             emit(events.ArchiveToStdout())
         intake = await step.execute()
-        self.outcome.consistency = step.consistency
-        self.outcome.freeze_window_s = step.freeze_window_s
+        self._outcome.consistency = step.consistency
+        self._outcome.freeze_window_s = step.freeze_window_s
         # One piece with its record: an archive that has its name belongs to a run that ended
         # well, however late the caller changed its mind.
         await run_shielded(lambda: self._publish(intake))
 
     async def _publish(self, intake: VmaIntake) -> None:
-        outcome = self.outcome
+        outcome = self._outcome
         outcome.size_bytes = await intake.publish()
         outcome.archive_path = self._names.final_path
         outcome.published = True
@@ -237,8 +249,16 @@ class _Run:
     async def _lock(self) -> None:
         """Take the VM's lock. It goes last of all, after the guest is as it was."""
         node, vmid = self._ports.node, self._machine.vmid
-        await node.set_vm_lock(vmid)
-        self._undo.push("unlock the VM", lambda: node.clear_vm_lock(vmid))
+        unlock = await self._undo.push(
+            "unlock the VM",
+            lambda: node.clear_vm_lock(vmid),
+            Reversal(kind=ReversalKind.UNLOCK),
+        )
+        try:
+            await node.set_vm_lock(vmid)
+        except VmLocked:
+            unlock.dismiss()
+            raise
 
     async def _prepare(self, was_running: bool) -> tuple[VmConfig, bytes, PowerFound]:
         vmid = self._machine.vmid
@@ -252,7 +272,7 @@ class _Run:
             self._ports.emit(events.Warned(text=text))
         if config.name:
             self._ports.emit(events.VmNamed(vm_name=config.name))
-            self.outcome.vm_name = config.name
+            self._outcome.vm_name = config.name
         return config, raw, PowerFound(was_running=was_running, was_paused=was_paused)
 
     async def _find_disks(self, config: VmConfig) -> tuple[RunDisk, ...]:

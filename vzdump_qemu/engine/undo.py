@@ -1,7 +1,8 @@
-"""Reversals of a run: registered before the act, run last first, whatever happened.
+"""Reversals of a run: noted before the act, run last first, whatever happened.
 
-Owns the order and the protection of undos: each runs once, under its own deadline, and is not
-disturbed by a cancelled caller. What an undo does is left to whoever registers it.
+Owns the order and the protection of undos: each is in the run's journal before the act it
+reverses, runs once, under its own deadline, and is not disturbed by a cancelled caller. What an
+undo does is left to whoever registers it; what a dead process left is put back by `recovery`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 from vzdump_qemu.errors import BackupError
 from vzdump_qemu.events import Emit, UndoFailed
+from vzdump_qemu.ports import Journal, Reversal
 
 UNDO_TIMEOUT_S = 120.0
 """Default limit of one undo; longer than any single command it sends, short for an operator."""
@@ -47,11 +49,14 @@ class UndoHandle:
     _act: Callable[[], Awaitable[None]]
     _timeout_s: float
     _emit: Emit
+    _strike: Callable[[], None]
     _open: bool = field(default=True)
 
     def dismiss(self) -> None:
         """The act it would reverse has ended by itself: nothing is left to undo."""
-        self._open = False
+        if self._open:
+            self._open = False
+            self._strike()
 
     async def run(self) -> None:
         """Reverse now, once; a failure is told, not raised. Survives cancellation."""
@@ -64,6 +69,8 @@ class UndoHandle:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._act()
+            # A failed one stays in the journal: the next run tries it again.
+            self._strike()
         except TimeoutError:
             text = f"no end within {self._timeout_s:g} seconds"
             self._emit(UndoFailed(what=self.what, text=text))
@@ -77,22 +84,45 @@ class UndoHandle:
 class UndoStack:
     """The open reversals of one run, or of a part of it."""
 
-    __slots__ = ("_emit", "_handles")
+    __slots__ = ("_emit", "_handles", "_journal")
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, journal: Journal) -> None:
         self._emit = emit
+        self._journal = journal
         self._handles: list[UndoHandle] = []
 
-    def push(
-        self, what: str, act: Callable[[], Awaitable[None]], *, timeout_s: float = UNDO_TIMEOUT_S
+    async def push(
+        self,
+        what: str,
+        act: Callable[[], Awaitable[None]],
+        reversal: Reversal,
+        *,
+        timeout_s: float = UNDO_TIMEOUT_S,
     ) -> UndoHandle:
-        """Register a reversal; do so before an act that can half succeed.
+        """Register a reversal, durably; do so before an act that can half succeed.
 
         Args:
             what: the thing reversed, in the operator's words (``thaw the guest``).
             act: idempotent; gets at most `timeout_s`.
+            reversal: the same for whoever finds the journal after our death.
         """
-        handle = UndoHandle(what, act, timeout_s, self._emit)
+        index = await self._journal.note(reversal)
+        return self._add(what, act, timeout_s, lambda: self._journal.strike(index))
+
+    def push_own(
+        self, what: str, act: Callable[[], Awaitable[None]], *, timeout_s: float = UNDO_TIMEOUT_S
+    ) -> UndoHandle:
+        """Register the reversal of something that ends with this process anyway."""
+        return self._add(what, act, timeout_s, _nothing)
+
+    def _add(
+        self,
+        what: str,
+        act: Callable[[], Awaitable[None]],
+        timeout_s: float,
+        strike: Callable[[], None],
+    ) -> UndoHandle:
+        handle = UndoHandle(what, act, timeout_s, self._emit, strike)
         self._handles.append(handle)
         return handle
 
@@ -106,3 +136,7 @@ class UndoStack:
                 was_cancelled = True
         if was_cancelled:
             raise asyncio.CancelledError
+
+
+def _nothing() -> None:
+    return

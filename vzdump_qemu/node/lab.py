@@ -130,12 +130,22 @@ async def read_status(root: str, *, commands: CommandRunner | None = None) -> Se
 async def destroy_lab(root: str, *, commands: CommandRunner | None = None) -> None:
     """Stop all VMs of a lab and remove the folder. Raises ConfigError, PowerError."""
     async with _open_lab(root, commands) as node:
-        for vmid in await node.list_vmids():
+        for vmid in {*await node.list_vmids(), *_vmids_of_pid_files(node.layout)}:
             await node.machine(vmid).power.stop()
     try:
         await asyncio.to_thread(shutil.rmtree, os.path.abspath(root))
     except OSError as error:
         raise ConfigError(f"unable to remove '{root}' - {error.strerror}") from error
+
+
+def _vmids_of_pid_files(layout: NodeLayout) -> set[int]:
+    """VMs that run although somebody removed their configuration."""
+    try:
+        names = os.listdir(layout.runtime_directory)
+    except OSError:
+        return set()
+    stems = (name.removesuffix(".pid") for name in names if name.endswith(".pid"))
+    return {int(stem) for stem in stems if stem.isdecimal()}
 
 
 def _open_lab(root: str, commands: CommandRunner | None) -> LocalNode:

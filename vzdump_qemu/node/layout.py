@@ -56,6 +56,11 @@ class NodeLayout:
         return self._below("var/run/vzdump.pid")
 
     @property
+    def journal_directory(self) -> str:
+        """What killed runs would have to put back; goes with the processes at a reboot."""
+        return self._below("var/run/vzdump-qemu")
+
+    @property
     def vm_lock_directory(self) -> str:
         return self._below("var/lock/qemu-server")
 

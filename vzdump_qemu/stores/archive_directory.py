@@ -19,6 +19,7 @@ from contextlib import suppress
 from vzdump_qemu.errors import CompressorError, TargetError
 from vzdump_qemu.ports import ArchiveTarget, VmaIntake
 from vzdump_qemu.stores import builtin_compressor
+from vzdump_qemu.stores.guardian import Guardian
 from vzdump_qemu.stores.system import run_blocking, start_thread
 from vzdump_qemu.stores.vma_intake import RelayedIntake, TargetFiles
 
@@ -36,6 +37,7 @@ class ArchiveDirectory:
         files: the file system calls of an intake.
         find_program: path of a program, or None.
         discard_timeout_s: how long a discarded intake waits for its writer to close.
+        guardian: keeps the stream's read end open beyond our death; None for none.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class ArchiveDirectory:
         files: TargetFiles | None = None,
         find_program: Callable[[str], str | None] = shutil.which,
         discard_timeout_s: float = DISCARD_TIMEOUT_S,
+        guardian: Guardian | None = None,
     ) -> None:
+        self._guardian = guardian
         self._stdout_fd = stdout_fd
         self._files = files or TargetFiles()
         self._find_program = find_program
@@ -68,6 +72,7 @@ class ArchiveDirectory:
                 files=self._files,
                 stdout_fd=self._stdout_fd,
                 discard_timeout_s=self._discard_timeout_s,
+                guardian=self._guardian,
             )
 
         opening = start_thread(open_it, name="open-intake")
@@ -107,6 +112,18 @@ class ArchiveDirectory:
         """Remove a directory with all it holds; a missing one is no error. Raises TargetError."""
         try:
             await run_blocking(lambda: _remove_tree(path))
+        except OSError as error:
+            raise TargetError(f"unable to remove '{path}' - {error.strerror}") from error
+
+    async def remove_file(self, path: str) -> None:
+        """Remove a file; a missing one is no error. Raises TargetError."""
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+        try:
+            await run_blocking(remove)
         except OSError as error:
             raise TargetError(f"unable to remove '{path}' - {error.strerror}") from error
 

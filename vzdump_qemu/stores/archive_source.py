@@ -91,10 +91,6 @@ class VmaSource:
         self._feeder = _Feeder(fill)
         yield from self._feeder.chunks()
 
-    def plain_fd(self) -> int | None:
-        """Descriptor of a plain regular file for access by offset, else None."""
-        return self._fd if self.compression is Compression.NONE and self._is_regular else None
-
     def close(self) -> None:
         """End the decoding thread and close the file. Idempotent."""
         if self._feeder is not None:

@@ -21,6 +21,7 @@ from typing import Any
 from vzdump_qemu.errors import CompressorError, InternalError, TargetError, VmaError
 from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaProof
 from vzdump_qemu.stores.commands import FilterProcess
+from vzdump_qemu.stores.guardian import Guardian
 from vzdump_qemu.stores.system import run_blocking, start_thread, wait_done
 from vzdump_qemu.stores.vma_relay import FileWriter, VmaRelay, open_pipe
 
@@ -129,6 +130,7 @@ class RelayedIntake:
         argv: what is really run as the compressor; empty for none.
         stdout_fd: written to if the target has no final path; stays the caller's.
         discard_timeout_s: how long `discard` waits for the writer to close the stream.
+        guardian: holds the read end as well, in case this process is killed.
 
     Raises:
         TargetError, CompressorError: then nothing is left behind.
@@ -142,8 +144,10 @@ class RelayedIntake:
         files: TargetFiles,
         stdout_fd: int,
         discard_timeout_s: float,
+        guardian: Guardian | None = None,
     ) -> None:
         self._target = target
+        self._guardian = guardian
         self._files = files
         self._discard_timeout_s = discard_timeout_s
         self._is_file = bool(target.final_path)
@@ -161,6 +165,8 @@ class RelayedIntake:
             self._target_fd = self._open_target(stdout_fd, undo)
             source_fd, self._write_fd = self._open_pipe(undo)
             sink_fd = self._open_stages(argv, undo)
+            if guardian is not None:
+                guardian.hold(source_fd)
             undo.pop_all()
         self._relay = VmaRelay(source_fd=source_fd, sink_fd=sink_fd)
 
@@ -283,6 +289,9 @@ class RelayedIntake:
             return
         self.drain()
         await self._wait_up_to(self._relay.ended, self._discard_timeout_s)
+        if self._guardian is not None:
+            # Its copy would keep the pipe whole for a writer that is to see it broken.
+            self._guardian.release()
         self._relay.stop()
         await self._wait_up_to(self._relay.ended, _END_GRACE_S)
         for stage in (self._filter, self._writer):

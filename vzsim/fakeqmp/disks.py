@@ -6,10 +6,16 @@ Sizes are whole sectors as QEMU sees them: a raw file of 1000 bytes is a disk of
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Protocol
 
+from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.units import SECTOR_BYTES, round_up
+
+
+class FormatMismatch(ConfigError):
+    """An image is not of the format that it is opened as."""
 
 
 class Disk(Protocol):
@@ -153,6 +159,50 @@ class FaultyDisk:
         return self._inner.read(offset_bytes, length_bytes)
 
     def write(self, offset_bytes: int, data: bytes) -> None:
+        self._inner.write(offset_bytes, data)
+
+    def resize(self, size_bytes: int) -> None:
+        self._inner.resize(size_bytes)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class CrampedDisk:
+    """An image on a file system with little room: new pieces take room until none is left.
+
+    Attributes:
+        room_bytes: how much may still be taken.
+    """
+
+    PIECE_BYTES = 65536
+
+    def __init__(self, inner: Disk, *, room_bytes: int) -> None:
+        self._inner = inner
+        self.room_bytes = room_bytes
+        self._taken: set[int] = set()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._inner.size_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        return len(self._taken) * self.PIECE_BYTES
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray | memoryview:
+        return self._inner.read(offset_bytes, length_bytes)
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        end = offset_bytes + len(data)
+        first, last = offset_bytes // self.PIECE_BYTES, (end - 1) // self.PIECE_BYTES
+        for index in range(first, last + 1):
+            if index in self._taken:
+                continue
+            if self.room_bytes < self.PIECE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.room_bytes -= self.PIECE_BYTES
+            self._taken.add(index)
         self._inner.write(offset_bytes, data)
 
     def resize(self, size_bytes: int) -> None:

@@ -11,6 +11,7 @@ import struct
 
 from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.units import SECTOR_BYTES, round_up
+from vzsim.fakeqmp.disks import FormatMismatch
 
 # magic, version, backing offset, backing size, cluster bits, size, crypt, l1 size, l1 offset,
 # refcount table offset, refcount table clusters, snapshot count, snapshots offset
@@ -42,7 +43,7 @@ class Qcow2Disk:
     def _load(self, path: str) -> None:
         raw = os.pread(self._fd, _HEADER.size + _EXTENSION.size, 0)
         if len(raw) < _HEADER.size or _HEADER.unpack_from(raw)[0] != _MAGIC:
-            raise ConfigError(f"{path}: not a qcow2 image")
+            raise FormatMismatch(f"{path}: not a qcow2 image")
         fields = _HEADER.unpack_from(raw)
         version, backing_offset, bits, size, crypt = (fields[index] for index in (1, 2, 4, 5, 6))
         incompatible, order = 0, _REFCOUNT_ORDER
@@ -91,6 +92,15 @@ class Qcow2Disk:
             host_offset = self._host_offset(start) or self._allocate_at(start)
             at = start + inside - offset_bytes
             os.pwrite(self._fd, data[at : at + count], host_offset + inside)
+
+    def held_pieces(self, piece_bytes: int) -> set[int]:
+        """Indices of the pieces that the image holds itself, at least in part."""
+        held = set()
+        for position in range(0, self._size_bytes, self._unit_bytes):
+            if self._host_offset(position):
+                end = min(position + self._unit_bytes, self._size_bytes)
+                held.update(range(position // piece_bytes, (end - 1) // piece_bytes + 1))
+        return held
 
     def resize(self, size_bytes: int) -> None:
         """Not simulated. Raises: ConfigError."""

@@ -152,7 +152,7 @@ class SimulatedNode:
     async def hold_global_lock(self, *, timeout_s: float) -> AsyncIterator[None]:
         """One job per node."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(max(timeout_s, 1e-6)):
                 await self._global_lock.acquire()
         except TimeoutError as error:
             raise VmLocked("can't acquire lock '/var/run/vzdump.lock' - got timeout") from error

@@ -91,6 +91,14 @@ class SimulatedStore:
         except OSError as error:
             raise TargetError(f"{path}: {error.strerror}") from error
 
+    async def remove_file(self, path: str) -> None:
+        """Remove a file; a missing one is no error."""
+        try:
+            if path in self._files.files:
+                self._files.unlink(path)
+        except OSError as error:
+            raise TargetError(f"{path}: {error.strerror}") from error
+
     async def exists(self, path: str) -> bool:
         """Whether a file or directory of that name is there."""
         return path in self._files.directories or path in self._files.files

@@ -1,0 +1,72 @@
+"""The guardian process: waits for the tool's death and puts back what its run left.
+
+Run as ``python -m vzdump_qemu.cli.guard ROOT VMID`` with the control socket as standard input.
+Small while it waits: the engine is imported after the death, while the stream is drained already.
+Source: architecture, section 6.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+from vzdump_qemu.stores.guardian import FAREWELL, HOLD, RELEASE
+
+_FDS_MAX = 4
+_READ_BYTES = 1 << 20
+
+
+def main() -> int:
+    """Watch, then recover; the exit code is 0 if nothing is left open."""
+    root, vmid = sys.argv[1], int(sys.argv[2])
+    # Whoever ends the tool politely ends it with its undo; the guardian outlives that.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    held = _wait_for_end(socket.socket(fileno=0))
+    if held is None:
+        return 0
+    for fd in held:
+        # QEMU must find a reader until its job is cancelled: a guest write that has to save old
+        # data first would wait for ever on a full pipe, or fail on a broken one.
+        threading.Thread(target=_drain, args=(fd,), daemon=True).start()
+    return 0 if _recover(root, vmid) else 1
+
+
+def _wait_for_end(control: socket.socket) -> list[int] | None:
+    """Descriptors held at the tool's death, or None after a farewell."""
+    held: list[int] = []
+    while True:
+        try:
+            word, fds, _, _ = socket.recv_fds(control, 16, _FDS_MAX)
+        except ConnectionResetError:
+            word, fds = b"", []
+        if word == HOLD:
+            held.extend(fds)
+        elif word == RELEASE:
+            while held:
+                os.close(held.pop())
+        elif word == FAREWELL:
+            return None
+        else:
+            return held
+
+
+def _drain(fd: int) -> None:
+    os.set_blocking(fd, True)
+    while os.read(fd, _READ_BYTES):
+        pass
+
+
+def _recover(root: str, vmid: int) -> bool:
+    import asyncio
+
+    from vzdump_qemu.cli.recovering import recover_after_death
+
+    return asyncio.run(recover_after_death(root, vmid))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

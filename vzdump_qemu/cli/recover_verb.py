@@ -1,0 +1,47 @@
+"""The verb ``recover``: put back what killed runs left on a node."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from vzdump_qemu import events
+from vzdump_qemu.errors import VmLocked
+
+
+@click.command("recover")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False),
+    default="/",
+    show_default=True,
+    metavar="DIR",
+    help="the node: / for this host, or the folder of a lab.",
+)
+def recover_command(root: str) -> None:
+    """Put back what killed backups left: thaw, cancel, continue, detach, remove, unlock.
+
+    Each backup does the same for its VM before it begins, and a guardian process does it at
+    once when a backup is killed; this is for a node where neither could.
+    """
+    from vzdump_qemu.cli.recovering import recover_node
+
+    count = 0
+
+    def tell(event: events.Event) -> None:
+        nonlocal count
+        if isinstance(event, events.Warned):
+            count += 1
+            click.echo(event.text)
+        elif isinstance(event, events.UndoFailed):
+            click.echo(f"{event.what}: {event.text}", err=True)
+
+    unfinished = asyncio.run(recover_node(root, tell))
+    if unfinished:
+        vmids = ", ".join(str(vmid) for vmid in unfinished)
+        raise VmLocked(
+            f"not everything could be put back: VM {vmids}",
+            hint="mend what the lines above name and run the same command again",
+        )
+    click.echo("nothing is left" if count else "nothing to recover")

@@ -1,0 +1,153 @@
+"""Putting back what a killed run left, from its journal.
+
+Owns the order (the guest first) and one reversal per kind; each is idempotent and bounded, so
+that a recovery may itself be killed and started again at any point. Touches only what the journal
+proves to be ours. Source: architecture, section 6; failure modes 25, 26, 36, 85.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import assert_never
+
+from vzdump_qemu import events
+from vzdump_qemu.engine.attachments import Attachments
+from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.native_vma import cancel_job, close_descriptor
+from vzdump_qemu.engine.power import PAUSED_STATES, query_run_state
+from vzdump_qemu.errors import BackupError, ConfigError, GuestError
+from vzdump_qemu.ports import Journal, Machine, Reversal, ReversalKind
+
+REVERSAL_TIMEOUT_S = 300.0
+THAW_TIMEOUT_S = 180.0
+AGENT_TIMEOUT_S = 5.0
+THAW_ATTEMPT_COUNT_MAX = 10
+THAW_PAUSE_S = 1.0
+# A job that began after our death holds the node's lock for hours; ours can wait for the next
+# run on this VM, which holds it itself.
+GLOBAL_LOCK_TIMEOUT_S = 10.0
+
+# A frozen guest first, then one that stands still; the rest in the reverse order of its noting.
+_URGENT = (ReversalKind.THAW, ReversalKind.RESUME)
+
+
+async def recover_vm(
+    ports: EnginePorts, machine: Machine, journal: Journal, *, holds_global_lock: bool
+) -> bool:
+    """Put back what the journal still lists; return whether all of it was.
+
+    Args:
+        holds_global_lock: the caller is the node's one backup job, so a VM lock that is still
+            set cannot belong to another.
+    """
+    entries = sorted(journal.open_entries, key=lambda entry: -entry[0])
+    entries.sort(key=lambda entry: _urgency(entry[1]))
+    complete = True
+    for index, reversal in entries:
+        what = f"{reversal.kind.value} {' '.join(reversal.names)}".strip()
+        try:
+            async with asyncio.timeout(REVERSAL_TIMEOUT_S):
+                await _reverse(ports, machine, reversal, holds_global_lock=holds_global_lock)
+        except (BackupError, OSError, TimeoutError) as error:
+            complete = False
+            text = str(error) or f"no end within {REVERSAL_TIMEOUT_S:g} seconds"
+            ports.emit(events.UndoFailed(what=f"{what} of a killed run", text=text))
+            continue
+        journal.strike(index)
+        ports.emit(events.Warned(text=f"put back after a killed run: {what}"))
+    return complete
+
+
+def _urgency(reversal: Reversal) -> int:
+    if reversal.kind in _URGENT:
+        return _URGENT.index(reversal.kind)
+    return len(_URGENT)
+
+
+async def _reverse(
+    ports: EnginePorts, machine: Machine, reversal: Reversal, *, holds_global_lock: bool
+) -> None:
+    names = reversal.names
+    match reversal.kind:
+        case ReversalKind.THAW:
+            await _thaw(ports, machine)
+        case ReversalKind.CANCEL_JOB:
+            for name in names:
+                await cancel_job(machine, name)
+        case ReversalKind.CLOSE_FD:
+            for name in names:
+                await close_descriptor(machine, name)
+        case ReversalKind.RESUME:
+            if await machine.is_running() and await query_run_state(machine) in PAUSED_STATES:
+                await machine.power.resume()
+        case ReversalKind.START:
+            await _start(machine)
+        case ReversalKind.STOP_QEMU:
+            if await machine.is_running() and await query_run_state(machine) == "prelaunch":
+                await machine.power.stop()
+        case ReversalKind.DETACH:
+            await Attachments(ports, machine).detach(names)
+        case ReversalKind.FREE_FLEECING:
+            await Attachments(ports, machine).free(names, old=True)
+        case ReversalKind.REMOVE_FILE:
+            for path in names:
+                await ports.store.remove_file(path)
+        case ReversalKind.REMOVE_TREE:
+            for path in names:
+                await ports.store.remove_tree(path)
+        case ReversalKind.UNLOCK:
+            await _unlock(ports, machine.vmid, holds_global_lock=holds_global_lock)
+        case _:
+            assert_never(reversal.kind)
+
+
+async def _thaw(ports: EnginePorts, machine: Machine) -> None:
+    """Thaw until the guest says it is thawed. A guest that is gone is not frozen."""
+    last: GuestError | None = None
+    for _ in range(THAW_ATTEMPT_COUNT_MAX):
+        if not await machine.is_running():
+            return
+        try:
+            async with machine.connect_agent(timeout_s=AGENT_TIMEOUT_S) as agent:
+                await agent.execute("guest-fsfreeze-thaw", timeout_s=THAW_TIMEOUT_S)
+                status = await agent.execute("guest-fsfreeze-status", timeout_s=AGENT_TIMEOUT_S)
+            if status == "thawed":
+                return
+        except GuestError as error:
+            last = error
+        await ports.clock.sleep(THAW_PAUSE_S)
+    raise last or GuestError("the guest's file systems are still frozen")
+
+
+async def _start(machine: Machine) -> None:
+    """A guest that STOP mode shut down runs again, in the QEMU it has or in a new one."""
+    if not await machine.is_running():
+        await machine.power.start()
+    elif await query_run_state(machine) in PAUSED_STATES:
+        await machine.power.resume()
+
+
+async def _unlock(ports: EnginePorts, vmid: int, *, holds_global_lock: bool) -> None:
+    async with AsyncExitStack() as stack:
+        if not holds_global_lock:
+            await stack.enter_async_context(
+                ports.node.hold_global_lock(timeout_s=GLOBAL_LOCK_TIMEOUT_S)
+            )
+        try:
+            await ports.node.clear_vm_lock(vmid)
+        except ConfigError as error:
+            if "no lock found" not in str(error) and "found lock" not in str(error):
+                raise
+            # Killed before it was set, or another operation's by now: not ours.
+
+
+async def recover_all(ports: EnginePorts) -> tuple[int, ...]:
+    """Recover every VM with a journal whose owner is dead; the VMs left with something open."""
+    unfinished = []
+    for vmid in await ports.journals.list_vmids():
+        async with ports.journals.open(vmid) as journal:
+            machine = ports.node.machine(vmid)
+            if not await recover_vm(ports, machine, journal, holds_global_lock=False):
+                unfinished.append(vmid)
+    return tuple(unfinished)

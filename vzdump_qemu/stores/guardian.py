@@ -1,0 +1,87 @@
+"""Having somebody watch over our death: the tool's side of its guardian process.
+
+Owns starting it, handing it the read end of the stream, and sending it home. The guardian keeps
+that read end open, so that a QEMU whose tool was killed never sees a broken pipe; what it does
+then is `cli.guard`'s. Source: architecture, section 6.
+
+The control channel is a socket: its end without a farewell is our death.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+FAREWELL = b"q"
+HOLD = b"h"
+RELEASE = b"r"
+_EXIT_TIMEOUT_S = 5.0
+
+
+class Guardian:
+    """Watches over the runs of one process, one VM at a time.
+
+    Args:
+        argv: of the guardian's program, without the VM's id, which is appended.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._argv = tuple(argv)
+        self._control: socket.socket | None = None
+
+    @contextmanager
+    def watch(self, vmid: int) -> Iterator[None]:
+        """Have it there while the block runs. Without one the run goes on, less guarded."""
+        process = self._start(vmid)
+        try:
+            yield
+        finally:
+            control, self._control = self._control, None
+            if control is not None:
+                with suppress(OSError):
+                    control.send(FAREWELL)
+                control.close()
+            if process is not None:
+                self._await_end(process)
+
+    def hold(self, fd: int) -> None:
+        """Let it hold a copy of this descriptor until `release`."""
+        self._tell(HOLD, [fd])
+
+    def release(self) -> None:
+        """Let it close what it holds."""
+        self._tell(RELEASE, [])
+
+    def _start(self, vmid: int) -> subprocess.Popen[bytes] | None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            # A session of its own: what ends our process group must not end it as well.
+            process = subprocess.Popen(
+                [*self._argv, str(vmid)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+        except OSError:
+            ours.close()
+            return None
+        finally:
+            theirs.close()
+        self._control = ours
+        return process
+
+    def _tell(self, word: bytes, fds: list[int]) -> None:
+        if self._control is not None:
+            with suppress(OSError):
+                socket.send_fds(self._control, [word], fds)
+
+    def _await_end(self, process: subprocess.Popen[bytes]) -> None:
+        try:
+            process.wait(_EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

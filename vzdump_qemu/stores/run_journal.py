@@ -1,0 +1,173 @@
+"""Run journals as files: what a killed run would have to put back.
+
+Owns one file per VM: JSON lines, synced before the act they stand for, locked by the living
+owner, removed when nothing is open. What the reversals mean is left to the engine; who acts after
+our death to `stores.guardian`. Source: architecture, section 6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+
+from vzdump_qemu.errors import ConfigError, VmLocked
+from vzdump_qemu.ports import Reversal, ReversalKind
+from vzdump_qemu.stores.system import run_blocking
+
+# A guardian may still be putting back what the run before left; it has limits of its own.
+OWNER_TIMEOUT_S = 60.0
+_RETRY_S = 0.1
+_NAME = re.compile(r"([0-9]+)\.journal\Z")
+Watch = Callable[[int], AbstractContextManager[None]]
+
+
+class FileJournal:
+    """One open, owned journal; the `Journal` port."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._entries, self._next = _read_entries(fd)
+
+    @property
+    def open_entries(self) -> Sequence[tuple[int, Reversal]]:
+        """Noted and not struck, oldest first."""
+        return tuple(sorted(self._entries.items()))
+
+    async def note(self, reversal: Reversal) -> int:
+        """Write and sync one line; return its index. Raises ConfigError."""
+        index, self._next = self._next, self._next + 1
+        line = {"note": index, "kind": reversal.kind.value, "names": list(reversal.names)}
+        try:
+            await run_blocking(lambda: self._write(line, sync=True))
+        except OSError as error:
+            raise ConfigError(f"unable to write the run's journal - {error.strerror}") from error
+        self._entries[index] = reversal
+        return index
+
+    def strike(self, index: int) -> None:
+        """Write one line; losing it costs a second try, so nothing is synced."""
+        self._entries.pop(index, None)
+        with suppress(OSError):
+            self._write({"strike": index}, sync=False)
+
+    def _write(self, line: Mapping[str, object], *, sync: bool) -> None:
+        os.write(self._fd, json.dumps(line).encode() + b"\n")
+        if sync:
+            os.fsync(self._fd)
+
+
+class FileJournals:
+    """The `Journals` port on a directory.
+
+    Args:
+        directory: made when needed, for root alone.
+        watch: has somebody watch over our death while a journal is open; gets the VM's id.
+    """
+
+    def __init__(self, directory: str, watch: Watch | None = None) -> None:
+        self._directory = directory
+        self._watch = watch or (lambda vmid: nullcontext())
+
+    @asynccontextmanager
+    async def open(self, vmid: int) -> AsyncIterator[FileJournal]:
+        """Own one VM's journal. Raises VmLocked, ConfigError on entering."""
+        path = os.path.join(self._directory, f"{vmid}.journal")
+        try:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            fd = await _own(path, vmid)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(f"unable to keep a journal in '{path}' - {reason}") from error
+        try:
+            journal = FileJournal(fd)
+            with self._watch(vmid):
+                yield journal
+                # Inside the watch: a journal is forgotten before its guardian is sent home.
+                if not journal.open_entries:
+                    os.unlink(path)
+        finally:
+            os.close(fd)
+
+    async def list_vmids(self) -> Sequence[int]:
+        """VMs with a journal, ascending."""
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return ()
+        return sorted(int(found[1]) for name in names if (found := _NAME.match(name)))
+
+
+async def _own(path: str, vmid: int) -> int:
+    """Open and lock the file; wait, bounded, while a living process owns it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    try:
+        async with asyncio.timeout(OWNER_TIMEOUT_S):
+            while True:
+                fd = os.open(path, flags, 0o600)
+                if _lock(fd) and _is_still(path, fd):
+                    _sync_directory(os.path.dirname(path))
+                    return fd
+                os.close(fd)
+                await asyncio.sleep(_RETRY_S)
+    except TimeoutError as error:
+        raise VmLocked(
+            f"another backup of VM {vmid} is running", hint=f"its journal is '{path}'"
+        ) from error
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            os.close(fd)
+            raise
+        return False
+    return True
+
+
+def _is_still(path: str, fd: int) -> bool:
+    """Whether the name still means the file that was locked: its owner may have removed it."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_entries(fd: int) -> tuple[dict[int, Reversal], int]:
+    """Open entries and the next index. A line cut by a death was never acted upon."""
+    raw = os.pread(fd, os.fstat(fd).st_size, 0)
+    whole = raw.rfind(b"\n") + 1
+    if whole != len(raw):
+        os.ftruncate(fd, whole)
+    entries: dict[int, Reversal] = {}
+    following = 1
+    for text in raw[:whole].splitlines():
+        try:
+            line = json.loads(text)
+            if "strike" in line:
+                entries.pop(int(line["strike"]), None)
+                continue
+            index = int(line["note"])
+            names = tuple(str(name) for name in line["names"])
+            entries[index] = Reversal(kind=ReversalKind(line["kind"]), names=names)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                "the journal of a killed run cannot be read", hint="look at it and remove it"
+            ) from error
+        following = max(following, index + 1)
+    return entries, following
