@@ -73,7 +73,8 @@ def test_pure_room_has_no_clock_chance_environment_or_io(path: Path) -> None:
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name):
                 called.add(node.func.id)
-            elif isinstance(node.func, ast.Attribute):
+            elif isinstance(node.func, ast.Attribute) and node.func.attr != "open":
+                # A port may have something to open; the built-in stands alone.
                 called.add(node.func.attr)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             # Waiting goes through the Clock that was handed in.

@@ -89,10 +89,6 @@ def run_demo(lab: Path) -> str:
 
     Raises: BackupError, one line naming the step.
     """
-    if lab.exists():
-        raise BackupError(
-            f"'{lab}' exists", hint=f"vzdump-qemu lab destroy {shlex.quote(str(lab))}"
-        )
     qemu = choose_qemu()
     click.echo(f"QEMU of this demo: {qemu.binary}, because {qemu.reason}")
     try:
@@ -197,6 +193,9 @@ def fits_sockets(lab: Path) -> bool:
 def demo_command(lab: str) -> None:
     """Back up, verify, restore and compare in a lab of its own."""
     place = Path(lab)
+    # Also where the lab would not be made there: the name was meant for a new folder.
+    if place.exists():
+        raise BackupError(f"'{lab}' exists", hint=f"vzdump-qemu lab destroy {shlex.quote(lab)}")
     if fits_sockets(place):
         click.echo(f"\n{run_demo(place)}")
         return

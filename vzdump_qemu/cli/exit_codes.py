@@ -10,6 +10,7 @@ import inspect
 
 import click
 
+from vzdump_qemu import errors
 from vzdump_qemu.errors import BackupError
 
 _HEAD = """# Exit codes
@@ -34,7 +35,8 @@ def error_classes() -> tuple[type[BackupError], ...]:
     """Every error class of the product, the root first, in order of their codes."""
     found: list[type[BackupError]] = [BackupError]
     for error_class in found:
-        found += error_class.__subclasses__()
+        # Subclasses elsewhere never reach an operator: their room catches them itself.
+        found += [sub for sub in error_class.__subclasses__() if sub.__module__ == errors.__name__]
     return tuple(sorted(found, key=lambda error_class: error_class.exit_code))
 
 

@@ -125,7 +125,7 @@ async def _run_journalled(
         await recover_vm(ports, machine, journal, holds_global_lock=True)
         undo = UndoStack(ports.emit, journal)
         try:
-            await _Run(ports, options, machine, names, undo, outcome).execute()
+            await _Run(ports, options, machine, names, undo, outcome=outcome).execute()
         finally:
             await undo.unwind()
 
@@ -176,6 +176,7 @@ class _Run:
         machine: Machine,
         names: RunNames,
         undo: UndoStack,
+        *,
         outcome: _Outcome,
     ) -> None:
         self._ports = ports
