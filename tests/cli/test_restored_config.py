@@ -75,3 +75,10 @@ def test_config_gets_new_volumes_and_loses_what_was_the_old_vms() -> None:
 def test_volume_without_its_drive_is_refused() -> None:
     with pytest.raises(VmaError, match="has no drive 'sata3'"):
         rewrite_config(STORED, {"sata3": NewVolume(volid="x:y", size_bytes=1)})
+
+
+def test_line_end_of_unicode_inside_a_description_is_no_line_end() -> None:
+    stored = "#a\u2028[x] \x0clock: x\nscsi0: a:b,size=1G\n"
+    volumes = {"scsi0": NewVolume(volid="local:101/vm-101-disk-0.raw", size_bytes=1024 * MIB)}
+    restored = rewrite_config(stored, volumes)
+    assert restored.text.startswith("#a\u2028[x] \x0clock: x\nscsi0: local:101/")

@@ -230,7 +230,6 @@ def test_parse_cloud_init_drive_is_known_by_its_file(file: str, is_cloud_init: b
 @pytest.mark.parametrize(
     "line",
     [
-        "scsi0: a:b,foo=1",
         "scsi0: size=1G",
         "scsi0: none",
         "scsi0: cdrom",
@@ -337,3 +336,9 @@ def test_fleecing_images_are_read_back_and_go_without_a_trace(raw: bytes) -> Non
 def test_parse_any_bytes_never_raises(raw: bytes) -> None:
     config = parse_vm_config(raw, vmid=100)
     assert all(warning.startswith("vm 100 - ") for warning in config.warnings)
+
+
+def test_parse_property_of_a_later_platform_keeps_the_disk() -> None:
+    config = parse_vm_config(b"scsi0: a:b,foo=1,size=1G\n", vmid=100)
+    assert [drive.volid for drive in config.drives] == ["a:b"]
+    assert config.drives[0].size_text == "1G"

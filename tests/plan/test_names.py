@@ -12,7 +12,6 @@ from vzdump_qemu.plan.names import (
     name_run,
     notes_name,
     parse_standard_name,
-    pbs_snapshot_name,
     protection_name,
     side_log_name,
 )
@@ -121,8 +120,3 @@ def test_standard_name_tells_the_guest_type() -> None:
 @pytest.mark.parametrize("extension", [".vma", ".vma.zst", ".tar.gz", ".tgz"])
 def test_side_log_replaces_the_whole_extension(extension: str) -> None:
     assert side_log_name(f"vzdump-qemu-100-x{extension}") == "vzdump-qemu-100-x.log"
-
-
-def test_pbs_snapshot_name_is_group_and_utc_time() -> None:
-    started = datetime(2026, 1, 2, 2, 5, 12, 900_000)
-    assert pbs_snapshot_name(101, utc_time=started) == "vm/101/2026-01-02T02:05:12Z"

@@ -47,13 +47,18 @@ class RestoredConfig:
     left_out_keys: tuple[str, ...]
 
 
+def _lines(text: str) -> list[str]:
+    """Lines end in LF alone; what else Unicode calls a line end may stand in a description."""
+    return text.removesuffix("\n").split("\n")
+
+
 def read_map(text: str, device_ids: Iterable[str]) -> tuple[MappedDisk, ...]:
     """The map lines of a stored configuration, each matched by a device of the archive.
 
     Raises: VmaError if a line has no device, a device no line, or one is named twice.
     """
     mapped: list[MappedDisk] = []
-    for line in text.splitlines():
+    for line in _lines(text):
         match = _MAP_LINE.fullmatch(line)
         if match is None:
             continue
@@ -86,7 +91,7 @@ def rewrite_config(text: str, volumes: Mapping[str, NewVolume]) -> RestoredConfi
     kept: list[str] = []
     left_out: list[str] = []
     placed: set[str] = set()
-    for line in text.splitlines():
+    for line in _lines(text):
         if _SECTION_LINE.fullmatch(line):
             break
         if _DROPPED_LINE.match(line):

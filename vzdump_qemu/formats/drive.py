@@ -73,6 +73,7 @@ _SCHEMAS: Mapping[str, PropertySchema] = {
     bus: PropertySchema(keys=keys, default_key="file", aliases=_ALIASES)
     for bus, keys in _BY_BUS.items()
 }
+_EVERY_KEY = frozenset(key for keys in _BY_BUS.values() for key in keys) | frozenset(_ALIASES)
 _BUS_OF_KEY = re.compile(r"([a-z]+)[0-9]+")
 _VOLUME_ID = re.compile(r"[^:]+:.+")
 _CLOUD_INIT = re.compile(r".*[:/](?:vm-[0-9]+-)?cloudinit(?:\.(?:raw|qcow2?|qed|vmdk|cloop))?")
@@ -119,6 +120,7 @@ def parse_drive(key: str, text: str, *, vmid: int) -> DriveConfig:
     if key not in DRIVE_KEYS or match is None:
         raise ConfigError(f"unknown setting '{key}'")
     bus = match[1]
+    text = _without_unheard_of(text)
     values = parse_property_string(text, _SCHEMAS[bus])
     raw = split_property_string(text, _SCHEMAS[bus])
     media = raw.get("media", "disk")
@@ -142,6 +144,15 @@ def parse_drive(key: str, text: str, *, vmid: int) -> DriveConfig:
         },
         is_cloud_init=_CLOUD_INIT.fullmatch(volid) is not None,
     )
+
+
+def _without_unheard_of(text: str) -> str:
+    """Drop properties of a later platform: no disk may vanish from its backup for one of them.
+
+    A property that only another bus has stays, and makes the line unusable as it does there.
+    """
+    parts = text.split(",")
+    return ",".join(part for part in parts if "=" not in part or part.split("=")[0] in _EVERY_KEY)
 
 
 def _check(bus: str, raw: Mapping[str, str], media: str) -> None:

@@ -100,15 +100,6 @@ def parse_standard_name(name: str) -> StandardName | None:
     return StandardName(guest_type=found["type"], vmid=int(found["vmid"]), local_time=local_time)
 
 
-def pbs_snapshot_name(vmid: int, *, utc_time: datetime) -> str:
-    """Name of a run on a Proxmox Backup Server: ``vm/ID/YYYY-MM-DDTHH:MM:SSZ``.
-
-    Args:
-        utc_time: of the start, in UTC, without a zone.
-    """
-    return f"vm/{vmid}/{utc_time.isoformat(timespec='seconds')}Z"
-
-
 def side_log_name(archive_name: str) -> str:
     """The log beside an archive: its extension replaced."""
     return re.sub(r"\.(tgz|((tar|vma)(\.(gz|lzo|zst|bz2))?))\Z", ".log", archive_name)
