@@ -230,6 +230,15 @@ def test_job_of_another_that_blocks_ours_is_not_cancelled(world: World) -> None:
     assert "backup-cancel" not in world.qmp_log
 
 
+def test_active_job_of_somebody_else_is_neither_cancelled_nor_joined(world: World) -> None:
+    active = {"status": "active", "backup-file": "/mnt/mine.vma", "uuid": "x"}
+    world.script = _scripted(CommandRule(name="query-backup", reply=active))
+    result = world.run()
+    assert result is not None
+    assert "another backup job is active in VM 100 (target '/mnt/mine.vma')" in str(result.error)
+    assert "backup-cancel" not in world.qmp_log and "backup" not in world.qmp_log
+
+
 def test_cont_that_times_out_once_is_tried_again(world: World) -> None:
     world.options = BackupOptions(
         compressor=("zstd",), archive_extension=".zst", mode=BackupMode.SUSPEND

@@ -200,9 +200,9 @@ def test_left_over_job_of_a_killed_run_is_cancelled_first(world: World) -> None:
         pipe = SimulatedPipe()
         fd = world.host.descriptors.open(pipe)
         process = world.machine.process
-        process.monitors[0].fds.name("old", fd)
+        process.monitors[0].fds.name("backup", fd)
         process.backup.start(
-            process.monitors[0], {"backup-file": "/dev/fdname/old", "devlist": "drive-scsi0"}
+            process.monitors[0], {"backup-file": "/dev/fdname/backup", "devlist": "drive-scsi0"}
         )
         pipe.close_reader()
 

@@ -49,7 +49,7 @@ class SimulatedCommands:
         self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
     ) -> tuple[int, Sequence[str]]:
         self.calls.append(list(argv))
-        return await self.programs[argv[0].rpartition("/")[2]](argv)
+        return await self.programs[argv[0].rpartition("/")[2]](argv, tuple(pass_fds))
 
 
 @dataclass

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts, devlist_text
 from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.job_status import parse_job_progress
@@ -29,6 +30,8 @@ from vzdump_qemu.ports import (
     VmaProof,
 )
 
+# The platform's own tool names its descriptor so, and ours begin so.
+LEFT_OVER_TARGET_PREFIX = "/dev/fdname/backup"
 # Every run's descriptor has a name of its own: `query-backup` tells it as the job's target, and
 # so proves whose job it is, even to a recovery that never saw a reply.
 FD_NAME_PREFIX = "backup-"
@@ -218,6 +221,29 @@ async def cancel_job(machine: Machine, backup_file: str) -> None:
         # A cancel after a good end would turn QEMU's record of it into an error.
         if progress.status is JobStatus.ACTIVE and progress.backup_file == backup_file:
             await qmp.execute("backup-cancel", timeout_s=CANCEL_TIMEOUT_S)
+
+
+async def cancel_left_over_job(ports: EnginePorts, machine: Machine) -> None:
+    """Cancel a job that a killed backup left in this VM; we hold the VM's lock.
+
+    Raises: JobError for a job whose target no backup tool of a node names so: it is somebody's.
+    """
+    async with machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S) as qmp:
+        try:
+            reply = await qmp.execute("query-backup", timeout_s=QUERY_BACKUP_TIMEOUT_S)
+        except QmpCommandError:
+            return  # a QEMU without that command has no such job
+        progress = parse_job_progress(reply)
+        if progress.status is not JobStatus.ACTIVE:
+            return
+        if not progress.backup_file.startswith(LEFT_OVER_TARGET_PREFIX):
+            raise JobError(
+                f"another backup job is active in VM {machine.vmid} "
+                f"(target '{progress.backup_file}')",
+                hint="wait for its end, or cancel it with the tool that started it",
+            )
+        ports.emit(events.LeftOverJobFound())
+        await qmp.execute("backup-cancel", timeout_s=CANCEL_TIMEOUT_S)
 
 
 def device_sizes(

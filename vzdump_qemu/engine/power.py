@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
-from vzdump_qemu.errors import QmpCommandError, QmpError
+from vzdump_qemu.errors import QmpError
 from vzdump_qemu.events import BackupMode
 from vzdump_qemu.ports import Machine, Reversal, ReversalKind
 from vzdump_qemu.units import NS_PER_S
@@ -175,15 +174,3 @@ class PowerState:
     def _tell_output(self, lines: Sequence[str]) -> None:
         for line in lines:
             self._ports.emit(events.OutputSeen(line=line))
-
-
-async def cancel_left_over_job(ports: EnginePorts, machine: Machine) -> None:
-    """Cancel a job that an earlier, killed run left in this VM; we hold the VM's lock."""
-    async with machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
-        try:
-            reply: Any = await qmp.execute("query-backup", timeout_s=STATUS_TIMEOUT_S)
-        except QmpCommandError:
-            return  # a QEMU without that command has no such job
-        if isinstance(reply, Mapping) and reply.get("status") == "active":
-            ports.emit(events.LeftOverJobFound())
-            await qmp.execute("backup-cancel", timeout_s=600.0)

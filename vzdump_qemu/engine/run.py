@@ -13,11 +13,11 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.archive_step import ArchiveStep
 from vzdump_qemu.engine.attachments import Attachments, RunDisk
 from vzdump_qemu.engine.context import EnginePorts, RunResult
+from vzdump_qemu.engine.native_vma import cancel_left_over_job
 from vzdump_qemu.engine.power import (
     PAUSED_STATES,
     PowerFound,
     PowerState,
-    cancel_left_over_job,
     query_run_state,
 )
 from vzdump_qemu.engine.recovery import recover_vm
