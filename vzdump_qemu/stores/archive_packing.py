@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
-from vzdump_qemu.errors import StorageError, TargetError
+from vzdump_qemu.errors import InternalError, StorageError, TargetError
 from vzdump_qemu.formats.vma import Buffer, ConfigBlob, VmaDevice, VmaWriter, layout
+from vzdump_qemu.stores.system import start_thread
 from vzdump_qemu.units import ceil_div
 
 _BUFFER_BYTES: Final = layout.SLOTS_WRITTEN_PER_EXTENT * layout.VMA_CLUSTER_BYTES
 # 64 GiB of hole per step: 9 MiB of extent headers in memory at a time.
 _HOLE_CLUSTER_COUNT_MAX: Final = 1 << 20
 _BUFFERS_PER_WRITE_MAX: Final = 1024
+# One is read into, one is written, one waits for whichever side is quicker.
+_BUFFER_COUNT: Final = 3
 _NO_HOLES: Final = (errno.EINVAL, errno.ENOTSUP, errno.ESPIPE)
+
+_Ready: TypeAlias = tuple[list[Buffer], memoryview]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +65,62 @@ def pack_disks(
         for vma_dev_id, disk in enumerate(disks, start=1)
     ]
     writer = VmaWriter(uuid, ctime_s, configs, devices)
-    written_bytes = write_buffers(target_fd, [writer.header_bytes()])
-    buffer = memoryview(bytearray(_BUFFER_BYTES))
-    for device, disk in zip(devices, disks, strict=True):
-        for ready in _pack_disk(writer, device, disk, buffer):
-            written_bytes += write_buffers(target_fd, ready)
-    return written_bytes + write_buffers(target_fd, writer.finish())
+    with _WriteBehind(target_fd) as output:
+        output.put([writer.header_bytes()])
+        for device, disk in zip(devices, disks, strict=True):
+            _pack_disk(writer, device, disk, output)
+        output.put(writer.finish())
+        return output.finish()
+
+
+class _WriteBehind:
+    """Writes in a thread of its own while the next data is read and looked at.
+
+    Owns a few buffers; `buffer` is the one to read into. What was put may lie in it, so it is
+    exchanged for a free one by every `put`, which waits while none is free.
+    """
+
+    def __init__(self, target_fd: int) -> None:
+        self._target_fd = target_fd
+        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[_Ready | None] = queue.SimpleQueue()
+        for _ in range(_BUFFER_COUNT - 1):
+            self._free.put(memoryview(bytearray(_BUFFER_BYTES)))
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._end: Future[int] = start_thread(self._run, name="vma-writer")
+
+    def __enter__(self) -> _WriteBehind:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ready.put(None)
+        wait([self._end])
+
+    def put(self, buffers: list[Buffer]) -> None:
+        """Hand over what is ready, with the buffer it lies in. Raises TargetError."""
+        self._ready.put((buffers, self.buffer))
+        buffer = self._free.get()
+        if buffer is None:
+            self._end.result()
+            raise InternalError("the writer ended before its input did")
+        self.buffer = buffer
+
+    def finish(self) -> int:
+        """Wait for the last write; all bytes written. Raises TargetError."""
+        self._ready.put(None)
+        return self._end.result()
+
+    def _run(self) -> int:
+        written_bytes = 0
+        try:
+            while (item := self._ready.get()) is not None:
+                buffers, buffer = item
+                written_bytes += write_buffers(self._target_fd, buffers)
+                self._free.put(buffer)
+        finally:
+            # Whoever waits for a free buffer learns that there will be none.
+            self._free.put(None)
+        return written_bytes
 
 
 def write_buffers(fd: int, buffers: Sequence[Buffer]) -> int:
@@ -86,24 +143,25 @@ def write_buffers(fd: int, buffers: Sequence[Buffer]) -> int:
     return written_bytes
 
 
-def _pack_disk(
-    writer: VmaWriter, device: VmaDevice, disk: RawDisk, buffer: memoryview
-) -> Iterator[list[Buffer]]:
+def _pack_disk(writer: VmaWriter, device: VmaDevice, disk: RawDisk, output: _WriteBehind) -> None:
     for begin, end, has_data in _stretches(disk, device.vma_cluster_count):
         index = begin
         while index < end:
             if not has_data:
                 count = min(end - index, _HOLE_CLUSTER_COUNT_MAX)
-                yield writer.add_zero_clusters(device.vma_dev_id, index, count)
+                ready = writer.add_zero_clusters(device.vma_dev_id, index, count)
             else:
                 # What is pending lies in the buffer's front, so its slots tell where is room.
                 count = min(end - index, writer.slots_free)
                 at = _BUFFER_BYTES - writer.slots_free * layout.VMA_CLUSTER_BYTES
                 offset = index * layout.VMA_CLUSTER_BYTES
                 length = min(count * layout.VMA_CLUSTER_BYTES, disk.size_bytes - offset)
-                part = buffer[at : at + length]
+                part = output.buffer[at : at + length]
                 _read_at(disk, offset, part)
-                yield writer.add_clusters(device.vma_dev_id, index, part)
+                ready = writer.add_clusters(device.vma_dev_id, index, part)
+            if ready:
+                # A flush takes along all that is pending, so the buffer may go with it.
+                output.put(ready)
             index += count
 
 

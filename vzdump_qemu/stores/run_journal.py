@@ -28,11 +28,14 @@ Watch = Callable[[int], AbstractContextManager[None]]
 
 
 class FileJournal:
-    """One open, owned journal; the `Journal` port."""
+    """One open, owned journal; the `Journal` port.
 
-    def __init__(self, fd: int) -> None:
+    Raises ConfigError if `fd` holds anything but a journal; `path` only names it.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
-        self._entries, self._next = _read_entries(fd)
+        self._entries, self._next = _read_entries(fd, path)
 
     @property
     def open_entries(self) -> Sequence[tuple[int, Reversal]]:
@@ -57,7 +60,12 @@ class FileJournal:
             self._write({"strike": index}, sync=False)
 
     def _write(self, line: Mapping[str, object], *, sync: bool) -> None:
-        os.write(self._fd, json.dumps(line).encode() + b"\n")
+        data = json.dumps(line).encode() + b"\n"
+        written_bytes = os.write(self._fd, data)
+        if written_bytes != len(data):
+            # The next line must not be joined to half a one: nobody could read either.
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written_bytes)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if sync:
             os.fsync(self._fd)
 
@@ -68,11 +76,19 @@ class FileJournals:
     Args:
         directory: made when needed, for root alone.
         watch: has somebody watch over our death while a journal is open; gets the VM's id.
+        owner_timeout_s: how long a living owner is waited for.
     """
 
-    def __init__(self, directory: str, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        watch: Watch | None = None,
+        *,
+        owner_timeout_s: float = OWNER_TIMEOUT_S,
+    ) -> None:
         self._directory = directory
         self._watch = watch or (lambda vmid: nullcontext())
+        self._owner_timeout_s = owner_timeout_s
 
     @asynccontextmanager
     async def open(self, vmid: int) -> AsyncIterator[FileJournal]:
@@ -80,17 +96,20 @@ class FileJournals:
         path = os.path.join(self._directory, f"{vmid}.journal")
         try:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            fd = await _own(path, vmid)
+            fd = await _own(path, vmid, timeout_s=self._owner_timeout_s)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(f"unable to keep a journal in '{path}' - {reason}") from error
         try:
-            journal = FileJournal(fd)
+            journal = FileJournal(fd, path)
             with self._watch(vmid):
-                yield journal
-                # Inside the watch: a journal is forgotten before its guardian is sent home.
-                if not journal.open_entries:
-                    os.unlink(path)
+                try:
+                    yield journal
+                finally:
+                    # Inside the watch: a journal is forgotten before its guardian is sent home.
+                    if not journal.open_entries:
+                        with suppress(OSError):
+                            os.unlink(path)
         finally:
             os.close(fd)
 
@@ -103,11 +122,11 @@ class FileJournals:
         return sorted(int(found[1]) for name in names if (found := _NAME.match(name)))
 
 
-async def _own(path: str, vmid: int) -> int:
+async def _own(path: str, vmid: int, *, timeout_s: float) -> int:
     """Open and lock the file; wait, bounded, while a living process owns it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     try:
-        async with asyncio.timeout(OWNER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             while True:
                 fd = os.open(path, flags, 0o600)
                 if _lock(fd) and _is_still(path, fd):
@@ -148,7 +167,7 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _read_entries(fd: int) -> tuple[dict[int, Reversal], int]:
+def _read_entries(fd: int, path: str) -> tuple[dict[int, Reversal], int]:
     """Open entries and the next index. A line cut by a death was never acted upon."""
     raw = os.pread(fd, os.fstat(fd).st_size, 0)
     whole = raw.rfind(b"\n") + 1
@@ -167,7 +186,8 @@ def _read_entries(fd: int) -> tuple[dict[int, Reversal], int]:
             entries[index] = Reversal(kind=ReversalKind(line["kind"]), names=names)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                "the journal of a killed run cannot be read", hint="look at it and remove it"
+                f"the journal '{path}' of a killed run cannot be read",
+                hint="look at it and remove it",
             ) from error
         following = max(following, index + 1)
     return entries, following

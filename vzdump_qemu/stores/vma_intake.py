@@ -394,9 +394,9 @@ class RelayedIntake:
             end = self._filter.ended.result()
             if not end.is_clean:
                 signalled = f" (signal {end.signal_number})" if end.signal_number else ""
+                said = f": {end.last_words}" if end.last_words else ""
                 return CompressorError(
-                    f"{self._command_text} failed - wrong exit status {end.status}{signalled}",
-                    hint=f"it said: {end.last_words}" if end.last_words else "",
+                    f"{self._command_text} failed - wrong exit status {end.status}{signalled}{said}"
                 )
             if relay.sink_error is not None:
                 return CompressorError(f"{self._command_text} ended before the stream did")
