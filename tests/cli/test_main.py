@@ -8,8 +8,9 @@ from typing import Any
 import click
 import pytest
 
-from vzdump_qemu.cli.backup_verb import BackupCommand, Request, _read_request, backup_command
+from vzdump_qemu.cli.backup_verb import BackupCommand, _read_request, backup_command
 from vzdump_qemu.cli.main import VerbGroup, run
+from vzdump_qemu.cli.request import Request
 from vzdump_qemu.cli.vzdump_arguments import OPTIONS
 from vzdump_qemu.errors import StorageError
 

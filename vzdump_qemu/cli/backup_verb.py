@@ -7,11 +7,11 @@ exit code. The job itself is the engine's. Source: host behaviour, sections 1.1,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from vzdump_qemu.cli.request import Request
 from vzdump_qemu.cli.vzdump_arguments import OPTIONS, parse_vmids, rewrite_arguments
 
 EXIT_OK = 0
@@ -52,22 +52,6 @@ def _make_command() -> BackupCommand:
         help="Back up VMs. Options may be written -OPT or --OPT; a bare BOOL means 1.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A parsed command line.
-
-    Attributes:
-        given: options by name, in the order they were given.
-        named_vmids: those of the command line; empty with `all_vms`.
-    """
-
-    root: str
-    given: Mapping[str, Any]
-    named_vmids: tuple[int, ...]
-    all_vms: bool
-    excluded_vmids: tuple[int, ...]
 
 
 def _back_up(vmids: tuple[str, ...], **values: Any) -> int:

@@ -15,7 +15,6 @@ import click
 
 from vzdump_qemu import events
 from vzdump_qemu.api import join_ports, open_node
-from vzdump_qemu.cli.backup_verb import Request
 from vzdump_qemu.cli.console import Console, JsonScreen, LineScreen, Screen
 from vzdump_qemu.cli.effective import (
     FileOptions,
@@ -27,6 +26,7 @@ from vzdump_qemu.cli.effective import (
 from vzdump_qemu.cli.log_line import LineRenderer
 from vzdump_qemu.cli.render_2020 import LogRenderer2020
 from vzdump_qemu.cli.render_vzdump import LogRenderer
+from vzdump_qemu.cli.request import Request
 from vzdump_qemu.cli.run_log import RunLog
 from vzdump_qemu.cli.signals import cancelled_by_signals
 from vzdump_qemu.engine.batch import back_up_all

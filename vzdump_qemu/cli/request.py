@@ -1,0 +1,23 @@
+"""What a command line asks for, once it is parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A parsed command line.
+
+    Attributes:
+        given: options by name, in the order they were given.
+        named_vmids: those of the command line; empty with `all_vms`.
+    """
+
+    root: str
+    given: Mapping[str, Any]
+    named_vmids: tuple[int, ...]
+    all_vms: bool
+    excluded_vmids: tuple[int, ...]
