@@ -219,13 +219,14 @@ def test_agent_that_never_answers_is_given_up_and_the_rest_is_put_back() -> None
     Wreck(has_agent=False).play(scene)
 
 
-def test_thaw_that_never_ends_is_cut_off_after_its_limit() -> None:
+def test_thaw_that_never_ends_is_given_up_within_its_limit() -> None:
     async def scene(wreck: Wreck) -> None:
+        await wreck.freeze()
         await wreck.note(THAW)
         began_ns = wreck.clock.now_ns()
         assert not await wreck.recover()
-        assert wreck.clock.now_ns() - began_ns == pytest.approx(300 * NS_PER_S, rel=0.01)
-        assert "no end within 300 seconds" in wreck.told_of(events.UndoFailed)[0].text
+        assert wreck.clock.now_ns() - began_ns <= 300 * NS_PER_S
+        assert wreck.left() == [THAW]
 
     Wreck(script=Script(agent=AgentRules(thaw_delay_s=10_000.0))).play(scene)
 

@@ -118,6 +118,31 @@ def test_thaw_error_is_tried_again_until_the_guest_is_thawed(world: World) -> No
     assert world.told_of(events.ThawRetried)[0].attempt_count == 2
 
 
+def test_guest_reset_inside_the_window_is_not_called_frozen(world: World) -> None:
+    def reset(event: events.Event) -> None:
+        world.told.append(event)
+        if isinstance(event, events.JobStartIssued):
+            world.machine.process.control.guest_resets()
+
+    world._emit = reset  # type: ignore[method-assign]
+    result = world.run()
+    assert result is not None and result.error is None
+    assert result.consistency is Consistency.CRASH
+    assert "was not frozen any more" in result.warnings[0]
+
+
+def test_vm_that_ended_meanwhile_is_not_started_again(world: World) -> None:
+    def end(event: events.Event) -> None:
+        world.told.append(event)
+        if isinstance(event, events.ModeChosen):
+            world.machine.end_process()
+
+    world._emit = end  # type: ignore[method-assign]
+    world.assert_failed_clean(world.run(), "VM 100 not running: QEMU ended meanwhile")
+    assert world.machine.run_state is None
+    assert world.machine.boot_count == 1
+
+
 def test_thaw_that_never_succeeds_is_an_alarm(world: World) -> None:
     world.script = Script(agent=AgentRules(thaw_error="no"))
     result = world.run()

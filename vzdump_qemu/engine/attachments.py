@@ -82,7 +82,7 @@ async def _detach(qmp: Qmp, name: str) -> None:
     try:
         await qmp.execute("blockdev-del", {"node-name": name}, timeout_s=DELETE_TIMEOUT_S)
     except QmpCommandError as error:
-        if "in use" in error.description or "busy" in error.description:
+        if "Failed to find" not in error.description:
             raise
         await qmp.execute(
             "human-monitor-command",
@@ -120,6 +120,7 @@ class Attachments:
         wanted = [disk for disk in disks if disk.wants_fleecing]
         async with self._machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
             sizes = await _block_sizes(qmp)
+            await _detach_left_over(qmp)
         names = tuple(disk.device_id + FLEECING_SUFFIX for disk in wanted)
         volids = tuple(
             storages.fleecing_volid(storage_id, vmid=vmid, name=str(index))
@@ -158,9 +159,7 @@ class Attachments:
         """Detach and delete what an earlier run recorded and could not remove."""
         if await self._machine.is_running():
             async with self._machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
-                for name in sorted(await _attached_names(qmp)):
-                    if name.endswith(FLEECING_SUFFIX):
-                        await _detach(qmp, name)
+                await _detach_left_over(qmp)
         if volids:
             await self.free(volids, old=True)
 
@@ -190,6 +189,13 @@ class Attachments:
                 self._ports.emit(events.Warned(text=text))
                 kept.append(volid)
         await self._ports.node.record_fleecing(self._machine.vmid, kept)
+
+
+async def _detach_left_over(qmp: Qmp) -> None:
+    """Detach every fleecing image; we hold the VM's lock, so none is in anybody's use."""
+    for name in sorted(await _attached_names(qmp)):
+        if name.endswith(FLEECING_SUFFIX):
+            await _detach(qmp, name)
 
 
 async def _attached_names(qmp: Qmp) -> set[str]:

@@ -197,7 +197,12 @@ class FreezeWindow:
     async def _try_thaw(self) -> bool:
         try:
             agent = self._agent or await self._connect(THAW_TIMEOUT_S)
-            await agent.execute("guest-fsfreeze-thaw", timeout_s=THAW_TIMEOUT_S)
+            thawed_count = await agent.execute("guest-fsfreeze-thaw", timeout_s=THAW_TIMEOUT_S)
+            if thawed_count == 0 and self.consistency is Consistency.FROZEN:
+                # The guest was reset, or thawed by itself, before we said so.
+                self.consistency = Consistency.CRASH
+                text = "the guest was not frozen any more when the backup started"
+                self._ports.emit(events.Warned(text=text))
             return True
         except GuestError as error:
             self._ports.emit(events.ThawFailed(text=str(error)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
-from vzdump_qemu.errors import QmpError
+from vzdump_qemu.errors import PowerError, QmpError
 from vzdump_qemu.events import BackupMode
 from vzdump_qemu.ports import Machine, Reversal, ReversalKind
 from vzdump_qemu.units import NS_PER_S
@@ -84,6 +84,9 @@ class PowerState:
         """Have a QEMU process to do the work; one started for it has stopped vCPUs."""
         if await self._machine.is_running():
             return
+        if self._found.was_running and self._release is None:
+            # Its operator, or a crash, ended it meanwhile: starting it is not ours to decide.
+            raise PowerError(f"VM {self._machine.vmid} not running: QEMU ended meanwhile")
         self._ports.emit(events.QemuStarting())
         # Registered first: a start that fails late may leave a process behind.
         if self._found.was_running:

@@ -16,7 +16,7 @@ from vzdump_qemu.engine.attachments import Attachments
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.native_vma import cancel_job, close_descriptor
 from vzdump_qemu.engine.power import PAUSED_STATES, query_run_state
-from vzdump_qemu.errors import BackupError, ConfigError, GuestError
+from vzdump_qemu.errors import BackupError, ConfigError, GuestError, VmLocked
 from vzdump_qemu.ports import Journal, Machine, Reversal, ReversalKind
 
 REVERSAL_TIMEOUT_S = 300.0
@@ -124,8 +124,14 @@ async def _start(machine: Machine) -> None:
     """A guest that STOP mode shut down runs again, in the QEMU it has or in a new one."""
     if not await machine.is_running():
         await machine.power.start()
-    elif await query_run_state(machine) in PAUSED_STATES:
+        return
+    run_state = await query_run_state(machine)
+    if run_state in PAUSED_STATES:
         await machine.power.resume()
+    elif run_state == "shutdown":
+        # Killed between the guest's power-off and the end of its QEMU.
+        await machine.power.stop()
+        await machine.power.start()
 
 
 async def _unlock(ports: EnginePorts, vmid: int, *, holds_global_lock: bool) -> None:
@@ -146,8 +152,16 @@ async def recover_all(ports: EnginePorts) -> tuple[int, ...]:
     """Recover every VM with a journal whose owner is dead; the VMs left with something open."""
     unfinished = []
     for vmid in await ports.journals.list_vmids():
-        async with ports.journals.open(vmid) as journal:
-            machine = ports.node.machine(vmid)
-            if not await recover_vm(ports, machine, journal, holds_global_lock=False):
-                unfinished.append(vmid)
+        try:
+            async with ports.journals.open(vmid) as journal:
+                machine = ports.node.machine(vmid)
+                complete = await recover_vm(ports, machine, journal, holds_global_lock=False)
+        except VmLocked as error:
+            ports.emit(events.Warned(text=str(error)))  # its run lives and ends in order
+            continue
+        except BackupError as error:
+            ports.emit(events.UndoFailed(what=f"recover VM {vmid}", text=str(error)))
+            complete = False
+        if not complete:
+            unfinished.append(vmid)
     return tuple(unfinished)

@@ -106,8 +106,21 @@ class UndoStack:
             act: idempotent; gets at most `timeout_s`.
             reversal: the same for whoever finds the journal after our death.
         """
-        index = await self._journal.note(reversal)
-        return self._add(what, act, timeout_s, lambda: self._journal.strike(index))
+        noted: list[UndoHandle] = []
+
+        async def note() -> None:
+            index = await self._journal.note(reversal)
+            noted.append(self._add(what, act, timeout_s, lambda: self._journal.strike(index)))
+
+        try:
+            # Given up half way, the line would be on disk and nobody would strike it.
+            await run_shielded(note)
+        except asyncio.CancelledError:
+            # The act itself will not be begun.
+            for handle in noted:
+                handle.dismiss()
+            raise
+        return noted[0]
 
     def push_own(
         self, what: str, act: Callable[[], Awaitable[None]], *, timeout_s: float = UNDO_TIMEOUT_S

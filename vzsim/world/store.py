@@ -190,8 +190,13 @@ class SimulatedIntake:
             return len(self._store.stdout)
         try:
             self._store.files.rename(target.temp_path, target.final_path)
+            try:
+                self._store.files.fsync_directory(posixpath.dirname(target.final_path))
+            except OSError:
+                # Not known to be durable, so it must not look like an archive.
+                self._store.files.unlink(target.final_path)
+                raise
             self._published = True
-            self._store.files.fsync_directory(posixpath.dirname(target.final_path))
         except OSError as error:
             raise TargetError(
                 f"unable to rename '{target.temp_path}' to '{target.final_path}'"
@@ -218,6 +223,13 @@ class SimulatedIntake:
         temp_path = self._target.temp_path
         if temp_path and not self._published and temp_path in self._store.files.files:
             self._store.files.unlink(temp_path)
+
+    def abandon(self) -> None:
+        """The process that held us is gone: the kernel closes both ends, nothing is removed."""
+        self._relay.cancel()
+        self.close_write_end()
+        self._pipe.close_reader()
+        self._end_compressor()
 
     async def _run(self) -> None:
         while data := await self._pipe.read(READ_BYTES):
