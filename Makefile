@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint type integration benchmarks clean
+.PHONY: demo test lint type integration explore benchmarks clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/python -m vzdump_qemu.cli.demo
@@ -19,6 +19,14 @@ lint: $(VENV)/ready-test
 
 type: $(VENV)/ready-test
 	$(BIN)/mypy
+
+# Real QEMU, real guests: as root on Debian, with the packages that .ci/run installs.
+integration: $(VENV)/ready-test
+	$(BIN)/python -m pytest integration
+
+# Simulated backups with faults drawn by seed, until a minute is over.
+explore: $(VENV)/ready-test
+	$(BIN)/vzsim explore --seeds 1000000 --jobs 2 --time-limit 60
 
 benchmarks: $(VENV)/ready-test
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
