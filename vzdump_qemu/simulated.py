@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vzdump_qemu import events
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.recovery import recover_all
 from vzdump_qemu.events import BackupMode, Consistency
 from vzdump_qemu.plan.options import (
     BackupOptions,
@@ -20,7 +20,7 @@ from vzdump_qemu.plan.options import (
     FleecingOptions,
     TargetOptions,
 )
-from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Node
+from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Journals, Node
 
 _EXTENSIONS = {"": "", "zstd": ".zst", "gzip": ".gz", "lzop": ".lzo"}
 
@@ -33,6 +33,9 @@ class SimulatedPorts(Protocol):
 
     @property
     def store(self) -> ArchiveStore: ...
+
+    @property
+    def journals(self) -> Journals: ...
 
     @property
     def commands(self) -> CommandRunner: ...
@@ -70,40 +73,49 @@ def read_options(options: Mapping[str, Any]) -> BackupOptions:
         mode=BackupMode(options.get("mode", "snapshot")),
         compressor=(compressor,) if compressor else (),
         archive_extension=_EXTENSIONS[compressor],
-        fleecing=FleecingOptions(
-            enabled=bool(options.get("fleecing", False)), storage_id="local"
-        ),
+        fleecing=FleecingOptions(enabled=bool(options.get("fleecing", False)), storage_id="local"),
         data_path=DataPathChoice(options.get("data_path", "auto")),
     )
 
 
-async def system(ports: SimulatedPorts, options: Mapping[str, Any]) -> SimulatedOutcome:
-    """Back up one VM on simulated ports.
+class SimulatedEngine:
+    """The engine, driven on simulated ports."""
 
-    Args:
-        options: ``vmid`` and what `read_options` knows.
-    Raises:
-        asyncio.CancelledError: the simulated operator interrupted us; all was undone first.
-    """
+    async def back_up(self, ports: SimulatedPorts, options: Mapping[str, Any]) -> SimulatedOutcome:
+        """Back up one VM.
 
-    def emit(event: events.Event) -> None:
-        ports.tell(repr(event))
+        Args:
+            options: ``vmid`` and what `read_options` knows.
+        Raises:
+            asyncio.CancelledError: the simulated operator interrupted us; all was undone first.
+        """
+        vmids = [int(options["vmid"])]
+        batch = await back_up_all(_engine_ports(ports), read_options(options), vmids)
+        if not batch.runs:
+            return SimulatedOutcome(error=str(batch.error), archive_path="", says_frozen=False)
+        run = batch.runs[0]
+        error = run.error or batch.error
+        return SimulatedOutcome(
+            error=str(error) if error else "",
+            archive_path=run.archive_path,
+            says_frozen=run.consistency is Consistency.FROZEN,
+        )
 
-    engine_ports = EnginePorts(
+    async def recover(self, ports: SimulatedPorts) -> None:
+        """What the guardian and `recover` do once a run was killed."""
+        await recover_all(_engine_ports(ports))
+
+
+def _engine_ports(ports: SimulatedPorts) -> EnginePorts:
+    return EnginePorts(
         node=ports.node,
         store=ports.store,
+        journals=ports.journals,
         commands=ports.commands,
         clock=ports.clock,
         ids=ports.ids,
-        emit=emit,
+        emit=lambda event: ports.tell(repr(event)),
     )
-    batch = await back_up_all(engine_ports, read_options(options), [int(options["vmid"])])
-    if not batch.runs:
-        return SimulatedOutcome(error=str(batch.error), archive_path="", says_frozen=False)
-    run = batch.runs[0]
-    error = run.error or batch.error
-    return SimulatedOutcome(
-        error=str(error) if error else "",
-        archive_path=run.archive_path,
-        says_frozen=run.consistency is Consistency.FROZEN,
-    )
+
+
+system = SimulatedEngine()

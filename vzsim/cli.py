@@ -60,5 +60,106 @@ def serve(
     sys.exit(status)
 
 
+@main.command()
+@click.argument("system", default="vzdump-qemu")
+@click.option("--scenarios", default="", help="Names, comma-separated.  [default: all]")
+@click.option("--seeds", default=200, show_default=True, help="Runs with faults drawn by seed.")
+@click.option("--first-seed", default=1, show_default=True, help="Where seeds begin.")
+@click.option("--jobs", default=1, show_default=True, help="Processes.")
+@click.option("--time-limit", default=0.0, help="Seconds; no new runs after that.")
+@click.option("--log-dir", default="", help="Write one event log per run there.")
+@click.option(
+    "--exhaustive",
+    count=True,
+    help="Every single fault at every site; twice: pairs in the freeze window and at publishing.",
+)
+@click.option("--kills/--no-kills", default=True, help="Let the tool be killed too.")
+def explore(
+    system: str,
+    scenarios: str,
+    seeds: int,
+    first_seed: int,
+    jobs: int,
+    time_limit: float,
+    log_dir: str,
+    exhaustive: int,
+    *,
+    kills: bool,
+) -> None:
+    """Simulate many backups of SYSTEM with faults; exit 1 if a guarantee was ever violated."""
+    from vzdump_qemu.errors import ConfigError
+    from vzsim.explore import ExploreOptions
+    from vzsim.explore import explore as explore_all
+    from vzsim.explore_table import render_heading, render_tally
+    from vzsim.scenario import choose_scenarios
+
+    try:
+        options = ExploreOptions(
+            system=system,
+            scenarios=tuple(scenario.name for scenario in choose_scenarios(scenarios)),
+            seed_count=seeds,
+            first_seed=first_seed,
+            exhaustive=exhaustive,
+            job_count=jobs,
+            time_limit_s=time_limit,
+            log_directory=log_dir,
+            with_kills=kills,
+        )
+        click.echo(render_heading(options))
+        tally = explore_all(options)
+    except (ConfigError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(render_tally(tally), nl=False)
+    sys.exit(1 if tally.violations else 0)
+
+
+@main.command()
+@click.argument("token")
+@click.option("--system", default="vzdump-qemu", show_default=True, help="Who is tested.")
+@click.option("--html", "html_path", default="", help="Write a page with swim lanes there.")
+@click.option("--raw", is_flag=True, help="Print the bare event log.")
+def replay(token: str, system: str, html_path: str, *, raw: bool) -> None:
+    """Make the run of TOKEN again and print it as a timeline."""
+    from vzdump_qemu.errors import ConfigError
+    from vzsim.explore import replay as make_again
+    from vzsim.replay import render_timeline
+    from vzsim.replay_page import render_page
+    from vzsim.token import Token
+
+    try:
+        parsed = Token.parse(token)
+        report = make_again(parsed, system=system)
+        if html_path:
+            with open(html_path, "w", encoding="utf-8") as file:
+                file.write(render_page(parsed, report))
+    except (ConfigError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(report.log.render() if raw else render_timeline(parsed, report), nl=False)
+    sys.exit(1 if report.violations else 0)
+
+
+@main.command()
+@click.argument("token")
+@click.option("--system", default="vzdump-qemu", show_default=True, help="Who is tested.")
+def shrink(token: str, system: str) -> None:
+    """Reduce the fault script of TOKEN as long as the same guarantee is violated."""
+    from functools import partial
+
+    from vzdump_qemu.errors import ConfigError
+    from vzsim.explore import replay as make_again
+    from vzsim.replay import render_verdict
+    from vzsim.shrink import shrink as shrink_token
+    from vzsim.token import Token
+
+    try:
+        run = partial(make_again, system=system)
+        smallest, report = shrink_token(Token.parse(token), run)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(smallest.render())
+    click.echo("\n".join(render_verdict(report)))
+    sys.exit(1 if report.violations else 0)
+
+
 if __name__ == "__main__":
     main()

@@ -153,7 +153,7 @@ def attach_disks(machine: Machine, plan: LaunchPlan) -> None:
                 case "drive":
                     machine.block.add_drive(parse_options(value))
                 case "blockdev":
-                    machine.block.add_node(_blockdev_options(value))
+                    machine.block.add_node(parse_nested(value))
                 case _:
                     options = parse_options(value, first_key="driver")
                     if "drive" in options:
@@ -162,7 +162,8 @@ def attach_disks(machine: Machine, plan: LaunchPlan) -> None:
             raise ConfigError(f"-{option} {value}: {error.description}") from error
 
 
-def _blockdev_options(value: str) -> dict[str, Any]:
+def parse_nested(value: str) -> dict[str, Any]:
+    """Options as JSON, or as a list whose keys have dots."""
     if value.startswith("{"):
         found = json.loads(value)
         return dict(found)

@@ -21,6 +21,7 @@ from vzsim.fakeqmp.disks import Disk, MemoryDisk, RawFileDisk
 from vzsim.fakeqmp.guest import Guest
 from vzsim.fakeqmp.host import LoopTimebase, RealHost
 from vzsim.fakeqmp.machine import Machine, MachineConfig, ProcessEnd
+from vzsim.fakeqmp.real_storage import RealStorage
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.schema import Dialect
 from vzsim.fakeqmp.script import Script, parse_script
@@ -64,6 +65,7 @@ class Service:
             timebase=LoopTimebase(loop),
             host=RealHost(loop),
             on_end=self._ended.set_result,
+            storage=RealStorage(loop),
         )
         self._servers: list[ChannelServer] = []
         self._idle: list[tuple[str, socket.socket]] = []

@@ -155,3 +155,11 @@ def test_json_line_holds_nested_values() -> None:
     parsed = json.loads(render_json_line(events.ProgressMade(line=line), wall_s=0.5))
     assert parsed["time"] == "1970-01-01T00:00:00.500Z"
     assert parsed["line"]["write_bytes_per_s"] == 7.0
+
+
+def test_undo_that_failed_is_no_ok(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = make_console(LineScreen(stream), run_log=False)
+    console.emit(events.UndoFailed(what="thaw the guest", text="it may still be frozen"))
+    console.close()
+    assert stream.getvalue().splitlines()[-1] == "TASK WARNINGS: 1"

@@ -220,18 +220,18 @@ async def test_intake_junk_is_reported_at_once_and_drained(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("script", "text", "hint"),
+    ("script", "text"),
     [
-        ("echo no licence >&2; exit 3", "wrong exit status 3", "it said: no licence"),
-        ("cat >/dev/null; echo late >&2; exit 4", "wrong exit status 4", "it said: late"),
-        ("kill -9 $$", "wrong exit status 0 (signal 9)", ""),
-        ("cat >/dev/null; kill -11 $$", "wrong exit status 0 (signal 11)", ""),
-        ("exec 0<&-; exit 0", "ended before the stream did", ""),
+        ("echo no licence >&2; exit 3", "wrong exit status 3: no licence"),
+        ("cat >/dev/null; echo late >&2; exit 4", "wrong exit status 4: late"),
+        ("kill -9 $$", "wrong exit status 0 (signal 9)"),
+        ("cat >/dev/null; kill -11 $$", "wrong exit status 0 (signal 11)"),
+        ("exec 0<&-; exit 0", "ended before the stream did"),
     ],
     ids=["early", "late", "killed-early", "killed-late", "stops-reading"],
 )
 async def test_intake_failing_compressor_is_the_root_cause(
-    tmp_path: Path, script: str, text: str, hint: str
+    tmp_path: Path, script: str, text: str
 ) -> None:
     intake = await ArchiveDirectory().open_intake(_target(tmp_path, ("sh", "-c", script)))
     writer = _feed(intake, *([TWO_DISKS] if "cat" in script else _flood()))
@@ -239,9 +239,8 @@ async def test_intake_failing_compressor_is_the_root_cause(
     assert writer.errors == []
     with pytest.raises(CompressorError) as caught:
         await intake.finish(_expect(), timeout_s=WAIT_S)
-    assert text in str(caught.value)
+    assert str(caught.value).endswith(text)
     assert str(caught.value).startswith("sh -c ")
-    assert caught.value.hint == hint
     await intake.discard()
     assert os.listdir(tmp_path) == []
 
@@ -413,7 +412,7 @@ async def test_intake_full_target_behind_a_compressor_names_the_compressor(tmp_p
     _feed(intake, TWO_DISKS)
     with pytest.raises(CompressorError, match="wrong exit status 1") as caught:
         await intake.finish(_expect(), timeout_s=WAIT_S)
-    assert "No space left on device" in caught.value.hint
+    assert "No space left on device" in str(caught.value)
     await intake.discard()
 
 

@@ -134,6 +134,9 @@ class Console:
                 self._failed_count += 1
                 if event.hint:
                     self._hints.append(f"VM {event.vmid}: {event.hint}")
+            case events.UndoFailed():
+                # Something was left as it should not be: that is no "OK", archive or not.
+                self._warning_count += 1
             case events.JobEnded():
                 self._job_error = event.error
                 self._failed_count = max(self._failed_count, len(event.failed_vmids))

@@ -28,11 +28,17 @@ def main() -> int:
     held = _wait_for_end(socket.socket(fileno=0))
     if held is None:
         return 0
-    for fd in held:
-        # QEMU must find a reader until its job is cancelled: a guest write that has to save old
-        # data first would wait for ever on a full pipe, or fail on a broken one.
-        threading.Thread(target=_drain, args=(fd,), daemon=True).start()
-    return 0 if _recover(root, vmid) else 1
+    # QEMU must find a reader until its job is cancelled: a guest write that has to save old data
+    # first would wait for ever on a full pipe, or fail on a broken one.
+    drains = [threading.Thread(target=_drain, args=(fd,), daemon=True) for fd in held]
+    for drain in drains:
+        drain.start()
+    try:
+        return 0 if _recover(root, vmid) else 1
+    finally:
+        # A job that could not be cancelled goes on, and so does its reader.
+        for drain in drains:
+            drain.join()
 
 
 def _wait_for_end(control: socket.socket) -> list[int] | None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from vzdump_qemu.units import MIB, SECTOR_BYTES, ceil_div
 from vzsim.fakeqmp.backup_run import BackupRun, DiskCopy, RunParts
 from vzsim.fakeqmp.backup_state import BackupFigures, describe
-from vzsim.fakeqmp.block import EmptyDrive, Node
+from vzsim.fakeqmp.copy_before_write import CopyBeforeWrite
 from vzsim.fakeqmp.jobs import Job, JobPhase
+from vzsim.fakeqmp.nodes import EmptyDrive, Node
 from vzsim.fakeqmp.outside import Sink
 from vzsim.fakeqmp.replies import Pending
 from vzsim.fakeqmp.schema import Argument, CommandError, check_arguments
@@ -70,6 +71,7 @@ class BackupService:
         # Dirty pieces per owner and device; writes since the setup are kept apart.
         self._access_bitmaps: dict[tuple[str, str], set[int]] = {}
         self._access_writes: dict[str, set[int]] = {}
+        self._access_views: list[tuple[str, Node, CopyBeforeWrite]] = []
 
     @property
     def run(self) -> BackupRun | None:
@@ -250,7 +252,7 @@ class BackupService:
         self._run = run
         for entry in chosen:
             if entry.fleecing is not None:
-                entry.fleecing.in_use_by = "backup"
+                entry.fleecing.parents.add("backup")
         machine.keep_point_in_time([(entry.name, entry.node.disk) for entry in chosen])
         run.start()
         return {"UUID": str(archive_uuid)}
@@ -355,7 +357,7 @@ class BackupService:
         mode, dirty_bytes = entry.get("bitmap-mode", "none"), size_bytes
         reply: dict[str, Any] = {
             "device": chosen.name,
-            "node-name": self._machine.block.make_up_name(),
+            "node-name": self._keep_view(chosen),
             "size": size_bytes,
         }
         if mode == "none":
@@ -379,6 +381,17 @@ class BackupService:
             {"drive": chosen.name, "action": action, "size": size_bytes, "dirty": dirty_bytes}
         )
         return reply
+
+    def _keep_view(self, chosen: _Chosen) -> str:
+        """A node that shows the disk as it is now, kept by the fleecing image."""
+        block = self._machine.block
+        name = block.make_up_name()
+        fleecing = chosen.fleecing
+        if chosen.node.disk is not None and fleecing is not None and fleecing.disk is not None:
+            guard = CopyBeforeWrite(chosen.node.disk, fleecing.disk, breaks_guest_write=False)
+            block.add_kept_view(name, chosen.node, guard)
+            self._access_views.append((name, chosen.node, guard))
+        return name
 
     def note_write(self, device_id: str, offset_bytes: int, length_bytes: int) -> None:
         """A guest write, for the bitmaps of external backup tools."""
@@ -405,6 +418,9 @@ class BackupService:
             for each, name in list(self._access_bitmaps):
                 if each == owner:
                     self._access_bitmaps[each, name] = self._access_writes.get(name, set())
+        for name, node, guard in self._access_views:
+            self._machine.block.remove_kept_view(name, node, guard)
+        self._access_views.clear()
         self._access_owner = ""
         self._figures.end_s = int(self._machine.timebase.now_s())
         return {}

@@ -21,6 +21,11 @@ GRANULARITY_BYTES = 64 * KIB
 _GRANULARITY_MIN_BYTES = 512
 _WORD_BITS = 64
 
+BITMAP_ACTIONS = tuple(
+    f"block-dirty-bitmap-{verb}"
+    for verb in ("add", "remove", "clear", "enable", "disable", "merge")
+)
+
 FindNode = Callable[[str], "Node"]
 
 

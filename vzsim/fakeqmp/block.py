@@ -1,68 +1,44 @@
-"""The block layer of one machine: backends (``-drive``), nodes and their replies.
+"""The block layer of one machine: backends (``-drive``) and nodes by name, and who uses them.
 
-Owns what is attached and under which name, and the shapes of ``query-block`` and
-``query-named-block-nodes``. Jobs are left to `jobs`, opening images to the `Host`.
+Opening is `node_opening`'s, replies are `block_replies`', jobs are `jobs`'. Source: recorded
+sessions ``stock-*``, ``qsd-*``, ``pve-*``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from vzsim.fakeqmp.disks import Disk, FaultyDisk, LimitedDisk
+from vzsim.fakeqmp.block_replies import describe_file, describe_node
+from vzsim.fakeqmp.copy_before_write import CopyBeforeWrite, SnapshotDisk
+from vzsim.fakeqmp.disks import Disk
+from vzsim.fakeqmp.node_opening import NodeOpener
+from vzsim.fakeqmp.nodes import Backend, EmptyDrive, Node
 from vzsim.fakeqmp.outside import Host
 from vzsim.fakeqmp.schema import CommandError, Dialect, not_found
+from vzsim.fakeqmp.storage_host import StorageHost
 
-_NODE_NAME_LENGTH_MAX = 31
-_DISK_FORMATS = ("raw", "qcow2")
-
-
-@dataclass(slots=True, kw_only=True)
-class Node:
-    """One block node with its file below; `disk` is None where there is no medium."""
-
-    name: str
-    file_name: str
-    driver: str
-    path: str
-    disk: Disk | None
-    read_only: bool = False
-    in_use_by: str = ""
-    throttled: Node | None = None
-    owns_throttled: bool = False
-
-    @property
-    def source(self) -> Node:
-        """The node whose bytes a backup takes: a throttle filter is looked through."""
-        return self.throttled or self
-
-
-@dataclass(slots=True, kw_only=True)
-class Backend:
-    """One block backend; `device_id` is empty for a device that uses a node directly."""
-
-    device_id: str
-    node: Node | None
-    qdev: str = ""
-    removable: bool = False
-    io_status: str = "ok"
+_QOM_PATH = "/machine/peripheral/"
 
 
 class BlockLayer:
     """Names and images of one machine."""
 
-    def __init__(self, host: Host, dialect: Dialect) -> None:
-        self._host = host
+    def __init__(self, host: Host, dialect: Dialect, storage: StorageHost) -> None:
         self._dialect = dialect
         self._backends: list[Backend] = []
         self._nodes: dict[str, Node] = {}
         self._made_up_count = 0
+        self._opener = NodeOpener(
+            host, storage, find=self._find_below, make_up_name=self.make_up_name
+        )
 
     def make_up_name(self) -> str:
         """A node name as QEMU makes them up."""
         self._made_up_count += 1
         return f"#block{self._made_up_count:03}"
+
+    # -- adding --------------------------------------------------------------------------------
 
     def add_drive(self, options: Mapping[str, str]) -> Backend:
         """``-drive`` and HMP ``drive_add``: a backend with a node of a made-up name.
@@ -76,12 +52,14 @@ class BlockLayer:
         read_only = is_cdrom or options.get("readonly", options.get("read-only", "off")) == "on"
         node = None
         if "file" in options:
-            node = self._open(
+            node = self._opener.open_path(
                 self.make_up_name(),
                 path=options["file"],
                 driver=options.get("format", "raw"),
                 read_only=read_only,
             )
+            node.is_direct = node.file_is_direct = options.get("cache") in ("none", "directsync")
+            self._nodes[node.name] = node
         backend = Backend(device_id=device_id, node=node, removable=is_cdrom)
         self._backends.append(backend)
         return backend
@@ -106,112 +84,62 @@ class BlockLayer:
 
         Raises: CommandError, OSError, ConfigError.
         """
-        name = str(options.get("node-name") or self.make_up_name())
-        if len(name) > _NODE_NAME_LENGTH_MAX:
-            raise CommandError("Node name too long")
+        self._opener.check_options(options)
+        name = str(options.get("node-name") or "")
+        if name:
+            self._opener.check_name(name)
+        name = name or self.make_up_name()
         if name in self._nodes or any(node.file_name == name for node in self._nodes.values()):
             raise CommandError(f"Duplicate nodes with node-name='{name}'")
         if any(backend.device_id == name for backend in self._backends):
             raise CommandError(f"node-name={name} is conflicting with a device id")
-        driver = str(options["driver"])
-        below = options.get("file")
-        read_only = bool(options.get("read-only", False))
-        if driver == "throttle":
-            return self._add_throttle(name, below)
-        if driver == "host_cdrom":
-            node = Node(
-                name=name,
-                file_name="",
-                driver=driver,
-                path=str(options.get("filename", "")),
-                disk=None,
-                read_only=read_only,
-            )
-            self._nodes[name] = node
-            return node
-        if driver not in (*_DISK_FORMATS, "file", "host_device"):
-            raise CommandError(f"Parameter 'driver' does not accept value '{driver}'")
-        if isinstance(below, str) and below in self._nodes:
-            return self._add_over(name, driver, self._nodes[below], read_only=read_only)
-        file_options: Mapping[str, Any] = below if isinstance(below, Mapping) else options
-        if file_options["driver"] == "blkdebug":
-            return self._add_faulty(name, driver, file_options)
-        path = file_options.get("filename")
-        if path is None:
-            raise CommandError("Parameter 'filename' is missing")
-        node = self._open(
-            name,
-            path=str(path),
-            driver=driver if driver in _DISK_FORMATS else "raw",
-            read_only=read_only,
-            file_name=str(file_options.get("node-name", "")) if below else "",
-        )
-        if driver == "raw" and "size" in options and node.disk is not None:
-            node.disk = LimitedDisk(node.disk, int(options["size"]))
-        return node
-
-    def _add_faulty(self, name: str, driver: str, debug: Mapping[str, Any]) -> Node:
-        """A node over ``blkdebug``: the sector of its first injected error cannot be read."""
-        node = self._open(
-            name, path=str(debug["image"]["filename"]), driver=driver, read_only=False
-        )
-        for fault in debug.get("inject-error", [])[:1]:
-            if node.disk is not None:
-                node.disk = FaultyDisk(
-                    node.disk, bad_sector=fault["sector"], errno_code=fault.get("errno", 5)
-                )
-        return node
-
-    def _add_throttle(self, name: str, below: object) -> Node:
-        child = self._nodes.get(below) if isinstance(below, str) else None
-        if isinstance(below, Mapping):
-            child = self.add_node(below)
-        if child is None:
-            raise CommandError(f"Cannot find device='' nor node-name='{below}'")
-        node = Node(
-            name=name,
-            file_name=child.name,
-            driver="throttle",
-            path=child.path,
-            disk=child.disk,
-            read_only=child.read_only,
-            throttled=child,
-            owns_throttled=isinstance(below, Mapping),
-        )
-        child.in_use_by = name
+        node = self._opener.open(name, options, self.add_node)
         self._nodes[name] = node
         return node
 
-    def _add_over(self, name: str, driver: str, below: Node, *, read_only: bool) -> Node:
+    def add_filter(self, source: Node, guard: CopyBeforeWrite) -> Node:
+        """The filter that a job puts on top of a node."""
         node = Node(
-            name=name,
-            file_name=below.name,
-            driver=driver,
-            path=below.path,
-            disk=below.disk,
-            read_only=read_only,
+            name=self.make_up_name(),
+            file_name=source.name,
+            driver="copy-before-write",
+            path=source.path,
+            disk=source.disk,
+            below=source,
+            guards=[guard],
         )
-        below.in_use_by = name
-        self._nodes[name] = node
+        source.guards.append(guard)
+        source.filter_node = node
+        self._nodes[node.name] = node
         return node
 
-    def _open(
-        self, name: str, *, path: str, driver: str, read_only: bool, file_name: str = ""
-    ) -> Node:
-        try:
-            disk = self._host.open_disk(path, format_name=driver, read_only=read_only)
-        except OSError as error:
-            raise CommandError(f"Could not open '{path}': {error.strerror}") from error
-        node = Node(
+    def remove_filter(self, source: Node, guard: CopyBeforeWrite) -> None:
+        """A job's filter goes with its job."""
+        if guard in source.guards:
+            source.guards.remove(guard)
+        for node in list(self._nodes.values()):
+            if node.below is source and guard in node.guards:
+                del self._nodes[node.name]
+                if source.filter_node is node:
+                    source.filter_node = None
+
+    def add_kept_view(self, name: str, source: Node, guard: CopyBeforeWrite) -> None:
+        """A node that shows the point in time kept by a filter on ``source``."""
+        source.guards.append(guard)
+        self._nodes[name] = Node(
             name=name,
-            file_name=file_name or self.make_up_name(),
-            driver=driver,
-            path=path,
-            disk=disk,
-            read_only=read_only,
+            file_name=source.name,
+            driver="snapshot-access",
+            path=source.path,
+            disk=SnapshotDisk(guard),
+            read_only=True,
+            below=source,
         )
-        self._nodes[name] = node
-        return node
+
+    def remove_kept_view(self, name: str, source: Node, guard: CopyBeforeWrite) -> None:
+        """Undo `add_kept_view`."""
+        source.guards.remove(guard)
+        self._nodes.pop(name, None)
 
     def attach_device(self, drive: str, qdev: str) -> None:
         """``-device …,drive=…``: by backend name, else by node name.
@@ -221,17 +149,46 @@ class BlockLayer:
         for backend in self._backends:
             if backend.device_id == drive:
                 backend.qdev = qdev
+                if backend.node is not None:
+                    self._use(backend.node, qdev)
                 return
         node = self._nodes.get(drive)
         if node is None:
             raise CommandError(f"Property 'drive' can't find value '{drive}'")
-        node.in_use_by = qdev
+        self._use(node, qdev)
         self._backends.append(Backend(device_id="", node=node, qdev=qdev))
+
+    def _use(self, node: Node, qdev: str) -> None:
+        """A guest's device writes and bears no other writer."""
+        if not node.read_only:
+            self._opener.hold(node, writes=True, alone=True)
+        node.roots.add(f"device {qdev}")
+
+    def begin_writing(self, node: Node) -> None:
+        """A writable export or a job's target. Raises: CommandError if a lock forbids it."""
+        self._opener.hold(node, writes=True, alone=node.driver == "qcow2")
+
+    def end_writing(self, node: Node) -> None:
+        """Undo `begin_writing`."""
+        if not any(root.startswith("device ") for root in node.roots):
+            self._opener.let_go(node)
+
+    # -- finding -------------------------------------------------------------------------------
 
     def backend(self, device_id: str) -> Backend | None:
         """The backend of that name, if there is one."""
         for backend in self._backends:
             if backend.device_id == device_id and device_id:
+                return backend
+        return None
+
+    def backend_of(self, name: str) -> Backend | None:
+        """The disk that a guest's device, a backend or a node name stands for."""
+        qdev = name.removeprefix(_QOM_PATH)
+        for backend in self._backends:
+            if name in (backend.device_id, backend.name) and name:
+                return backend
+            if qdev and backend.qdev == qdev:
                 return backend
         return None
 
@@ -257,13 +214,60 @@ class BlockLayer:
             raise CommandError(f"Device '{name}' has no medium")
         return node
 
+    def look_up(self, name: str) -> Node:
+        """What most block commands name: a backend's node, else a node. Raises: CommandError."""
+        node = self._find_below(name)
+        if node is None:
+            raise CommandError(f"Cannot find device='{name}' nor node-name='{name}'")
+        return node
+
+    def _find_below(self, name: str) -> Node | None:
+        backend = self.backend(name)
+        return backend.node if backend is not None else self._nodes.get(name)
+
     def default_names(self) -> list[str]:
         """The devices that a backup without a list takes: writable ones with a medium."""
         return [
-            backend.device_id or backend.node.name
+            backend.name
             for backend in self._backends
             if backend.node is not None and not backend.node.read_only and backend.qdev
         ]
+
+    def disks(self) -> Iterator[tuple[str, Disk]]:
+        """Name and image of every disk that a guest sees."""
+        for backend in self._backends:
+            if backend.node is not None and backend.node.disk is not None and backend.qdev:
+                yield backend.name, backend.node.disk
+
+    # -- devices -------------------------------------------------------------------------------
+
+    def device_drive(self, path: str, property_name: str) -> str:
+        """``qom-get`` of a device's drive. Raises: CommandError."""
+        return self._device(path, property_name).name
+
+    def set_device_drive(self, path: str, property_name: str, value: str) -> None:
+        """``qom-set`` of a device's drive: the device goes on over another node.
+
+        Raises: CommandError.
+        """
+        backend = self._device(path, property_name)
+        node = self._nodes.get(value)
+        if node is None:
+            raise CommandError(f"Property 'drive' can't find value '{value}'")
+        if backend.node is not None:
+            backend.node.roots.discard(f"device {backend.qdev}")
+        node.roots.add(f"device {backend.qdev}")
+        backend.node = node
+
+    def _device(self, path: str, property_name: str) -> Backend:
+        for backend in self._backends:
+            if backend.qdev and path == _QOM_PATH + backend.qdev:
+                if property_name != "drive":
+                    raise CommandError(f"Property '{backend.qdev}.{property_name}' not found")
+                return backend
+        raise CommandError(f"Device '{path}' not found", "DeviceNotFound")
+
+    # -- removing ------------------------------------------------------------------------------
 
     def remove_node(self, name: str) -> None:
         """``blockdev-del``.
@@ -273,17 +277,27 @@ class BlockLayer:
         node = self._nodes.get(name)
         if node is None:
             raise CommandError(f"Failed to find node with node-name='{name}'")
-        if node.in_use_by:
+        if node.roots and node.filter_node is None:
+            raise CommandError(f"Node {name} is in use")
+        for other in self._nodes.values():
+            if other.backing is node:
+                raise CommandError(
+                    f"Node '{name}' is busy: node is used as backing hd of '{other.name}'"
+                )
+        if node.parents:
             raise CommandError(f"Block device {name} is in use")
-        if node.throttled is not None:
-            node.throttled.in_use_by = ""
-            if node.owns_throttled:
-                self.remove_node(node.throttled.name)
-        elif node.file_name in self._nodes:
-            self._nodes[node.file_name].in_use_by = ""
-        elif node.disk is not None:
-            node.disk.close()
+        for other in self._nodes.values():
+            other.parents.discard(name)
+        self._opener.close(node)
         del self._nodes[name]
+        if node.below is not None:
+            if node.owns_below:
+                self.remove_node(node.below.name)
+        elif node.disk is not None and not self._is_shared(node.disk):
+            node.disk.close()
+
+    def _is_shared(self, disk: Disk) -> bool:
+        return any(other.disk is disk for other in self._nodes.values())
 
     def remove_drive(self, device_id: str) -> None:
         """HMP ``drive_del``.
@@ -296,26 +310,24 @@ class BlockLayer:
         self._backends.remove(backend)
         if backend.node is not None:
             del self._nodes[backend.node.name]
+            self._opener.close(backend.node)
             if backend.node.disk is not None:
                 backend.node.disk.close()
-
-    def disks(self) -> Iterator[tuple[str, Disk]]:
-        """Name and image of every disk that a guest sees."""
-        for backend in self._backends:
-            if backend.node is not None and backend.node.disk is not None and backend.qdev:
-                yield backend.device_id or backend.node.name, backend.node.disk
 
     def release(self, user: str) -> None:
         """Nodes that this user held are free again."""
         for node in self._nodes.values():
-            if node.in_use_by == user:
-                node.in_use_by = ""
+            node.parents.discard(user)
 
     def close(self) -> None:
         """Close every image."""
+        for node in self._nodes.values():
+            self._opener.close(node)
         for disk in {id(node.disk): node.disk for node in self._nodes.values()}.values():
             if disk is not None:
                 disk.close()
+
+    # -- replies -------------------------------------------------------------------------------
 
     def describe_backends(self) -> list[dict[str, Any]]:
         """Reply of ``query-block``."""
@@ -331,7 +343,7 @@ class BlockLayer:
                 reply["qdev"] = backend.qdev
                 reply["io-status"] = backend.io_status
             if backend.node is not None:
-                reply["inserted"] = self._describe(backend.node)
+                reply["inserted"] = describe_node(backend.node.top, self._dialect)
             if backend.removable:
                 reply["tray_open"] = False
             replies.append(reply)
@@ -340,65 +352,8 @@ class BlockLayer:
     def describe_nodes(self) -> list[dict[str, Any]]:
         """Reply of ``query-named-block-nodes``: format nodes, each followed by its file."""
         replies = []
-        for node in reversed(list(self._nodes.values())):
-            replies.append(self._describe(node))
+        for node in reversed(self._nodes.values()):
+            replies.append(describe_node(node, self._dialect))
             if node.file_name and node.file_name not in self._nodes:
-                replies.append(self._describe_file(node))
+                replies.append(describe_file(node, self._dialect))
         return replies
-
-    def _describe(self, node: Node) -> dict[str, Any]:
-        reply = self._describe_common(node, node.name, node.driver)
-        if self._dialect is Dialect.PVE and node.file_name:
-            reply["children"] = [{"node-name": node.file_name, "child": "file"}]
-        return reply
-
-    def _describe_file(self, node: Node) -> dict[str, Any]:
-        reply = self._describe_common(node, node.file_name, "file")
-        reply["image"]["format-specific"] = {"type": "file", "data": {}}
-        if self._dialect is Dialect.PVE:
-            reply["children"] = []
-        return reply
-
-    def _describe_common(self, node: Node, name: str, driver: str) -> dict[str, Any]:
-        zero_limits = ("iops_rd", "iops_wr", "iops", "bps_wr", "bps_rd", "bps", "write_threshold")
-        reply: dict[str, Any] = dict.fromkeys(zero_limits, 0)
-        disk = node.disk
-        reply.update(
-            {
-                "detect_zeroes": "off",
-                "image": {
-                    "virtual-size": disk.size_bytes if disk else 0,
-                    "filename": node.path,
-                    "format": driver,
-                    "actual-size": disk.allocated_bytes if disk else 0,
-                    "dirty-flag": False,
-                },
-                "ro": node.read_only,
-                "node-name": name,
-                "backing_file_depth": 0,
-                "drv": driver,
-                "encrypted": False,
-                "cache": {"no-flush": False, "direct": False, "writeback": True},
-                "file": node.path,
-            }
-        )
-        if self._dialect is Dialect.PVE:
-            reply["active"] = True
-        if driver == "qcow2":
-            reply["image"]["cluster-size"] = 65536
-            reply["image"]["format-specific"] = {
-                "type": "qcow2",
-                "data": {
-                    "compat": "1.1",
-                    "compression-type": "zlib",
-                    "lazy-refcounts": False,
-                    "refcount-bits": 16,
-                    "corrupt": False,
-                    "extended-l2": False,
-                },
-            }
-        return reply
-
-
-class EmptyDrive(Exception):
-    """A backup's device list names a drive without a medium."""

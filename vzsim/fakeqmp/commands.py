@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from vzdump_qemu.units import SECTOR_BYTES, round_up
 from vzsim.fakeqmp.backup_commands import SUPPORT
+from vzsim.fakeqmp.bitmaps import BITMAP_ACTIONS, BitmapCommands
 from vzsim.fakeqmp.human_monitor import HumanMonitor
 from vzsim.fakeqmp.replies import Pending
 from vzsim.fakeqmp.schema import CommandError, Dialect, command_names, not_found
+from vzsim.fakeqmp.transactions import Transactions
 
 if TYPE_CHECKING:
     from vzsim.fakeqmp.machine import Machine
@@ -42,6 +44,8 @@ class Commands:
             **self._query_table(),
             **self._control_table(),
             **self._block_table(),
+            **self._job_table(),
+            **self._pull_table(),
             **self._backup_table(),
             "qmp_capabilities": self._negotiate,
             "getfd": self._getfd,
@@ -77,7 +81,8 @@ class Commands:
             "query-named-block-nodes": lambda _m, _a: machine.block.describe_nodes(),
             "query-jobs": lambda _m, _a: machine.jobs.describe(),
             "query-block-jobs": lambda _m, _a: machine.jobs.describe_block_jobs(),
-            "query-block-exports": lambda _m, _a: [],
+            "query-block-exports": lambda _m, _a: machine.exports.describe(),
+            "query-migrate": lambda _m, _a: machine.migration.query(),
             "query-fdsets": lambda _m, _a: machine.fd_sets.describe(),
             "query-chardev": lambda _m, _a: self._chardevs(),
             "query-current-machine": lambda _m, _a: {"wakeup-suspend-support": True},
@@ -96,26 +101,74 @@ class Commands:
             ),
             "quit": lambda _m, _a: self._quit(machine),
             "watchdog-set-action": lambda _m, _a: {},
+            "migrate": _empty(self._machine.migration.start),
+            "migrate_cancel": _empty(lambda _given: self._machine.migration.cancel()),
+            "migrate-set-capabilities": _empty(self._machine.migration.set_capabilities),
             "migrate-pause": lambda _m, _a: self._refuse(
                 "migrate-pause is currently only supported during postcopy-active state"
             ),
         }
 
     def _block_table(self) -> dict[str, _Handler]:
-        block, jobs = self._machine.block, self._machine.jobs
+        block = self._machine.block
         return {
             "blockdev-add": _empty(block.add_node),
-            "blockdev-del": _empty(lambda given: block.remove_node(given["node-name"])),
+            "blockdev-del": _empty(self._remove_node),
             "block_resize": _empty(self._resize),
             "eject": _empty(self._eject),
+            "blockdev-snapshot-sync": _empty(lambda given: self._refused(given, drains=True)),
+            "block-stream": _empty(lambda given: self._refused(given, drains=False)),
+        }
+
+    def _job_table(self) -> dict[str, _Handler]:
+        jobs = self._machine.jobs
+        return {
             "block-job-set-speed": _empty(
                 lambda given: jobs.set_speed(given["device"], given["speed"])
             ),
-            "block-job-cancel": _empty(lambda given: jobs.cancel(given["device"])),
+            "block-job-cancel": _empty(
+                lambda given: jobs.cancel(given["device"], force=given.get("force", False))
+            ),
             "block-job-pause": _empty(lambda given: jobs.hold(given["device"], held=True)),
             "block-job-resume": _empty(lambda given: jobs.hold(given["device"], held=False)),
-            "blockdev-snapshot-sync": _empty(lambda given: self._refused(given, drains=True)),
-            "block-stream": _empty(lambda given: self._refused(given, drains=False)),
+            "block-job-complete": _empty(lambda given: jobs.complete(given["device"])),
+            "block-job-finalize": _empty(lambda given: jobs.finalize(given["id"], generic=False)),
+            "block-job-dismiss": _empty(lambda given: jobs.dismiss(given["id"], generic=False)),
+            "job-pause": _empty(lambda given: jobs.hold(given["id"], held=True, generic=True)),
+            "job-resume": _empty(lambda given: jobs.hold(given["id"], held=False, generic=True)),
+            "job-cancel": _empty(lambda given: jobs.cancel_generic(given["id"])),
+            "job-complete": _empty(lambda given: jobs.complete(given["id"], generic=True)),
+            "job-finalize": _empty(lambda given: jobs.finalize(given["id"])),
+            "job-dismiss": _empty(lambda given: jobs.dismiss(given["id"])),
+        }
+
+    def _pull_table(self) -> dict[str, _Handler]:
+        machine = self._machine
+        block, exports = machine.block, machine.exports
+        bitmaps = BitmapCommands(block.look_up)
+        transactions = Transactions(
+            machine.config.dialect, machine.jobs, machine.block_jobs, bitmaps
+        )
+
+        def on_bitmap(name: str) -> _Handler:
+            return _empty(lambda given: bitmaps.act(name, given))
+
+        return {
+            "blockdev-backup": _empty(machine.block_jobs.backup),
+            "drive-mirror": _empty(machine.block_jobs.mirror),
+            "transaction": _empty(transactions.carry_out),
+            **{name: on_bitmap(name) for name in BITMAP_ACTIONS},
+            "x-debug-block-dirty-bitmap-sha256": lambda _m, given: bitmaps.digest(given),
+            "nbd-server-start": _empty(exports.start_server),
+            "nbd-server-stop": _empty(lambda _given: exports.stop_server()),
+            "block-export-add": _empty(exports.add),
+            "block-export-del": _empty(exports.delete),
+            "qom-get": lambda _m, given: block.device_drive(given["path"], given["property"]),
+            "qom-set": _empty(
+                lambda given: block.set_device_drive(
+                    given["path"], given["property"], given["value"]
+                )
+            ),
         }
 
     def _backup_table(self) -> dict[str, _Handler]:
@@ -140,7 +193,7 @@ class Commands:
         for wanted in arguments.get("enable", []):
             if wanted != "oob":
                 raise CommandError(f"Parameter 'enable' does not accept value '{wanted}'")
-            if self._machine.config.dialect is not Dialect.UPSTREAM:
+            if self._machine.config.dialect is Dialect.PVE:
                 raise CommandError("Capability oob not available")
             monitor.oob_enabled = True
         monitor.negotiated = True
@@ -205,16 +258,28 @@ class Commands:
 
     # -- block devices -------------------------------------------------------------------------
 
+    def _remove_node(self, arguments: Mapping[str, Any]) -> None:
+        machine, name = self._machine, arguments["node-name"]
+        node = machine.block.node(name)
+        if node is not None and not node.roots:
+            machine.jobs.refuse_if_busy(name)
+        machine.block.remove_node(name)
+
     def _resize(self, arguments: Mapping[str, Any]) -> None:
         name = arguments.get("device", arguments.get("node-name", ""))
-        self._machine.jobs.refuse_if_busy(name)
+        try:
+            self._machine.jobs.refuse_if_busy(name)
+        except CommandError:
+            if self._machine.config.dialect is Dialect.PVE:
+                raise
+            raise CommandError(f"Device '{name}' is in use") from None
         node = self._machine.block.find(name)
         if node.disk is not None:
             node.disk.resize(round_up(arguments["size"], SECTOR_BYTES))
 
     def _eject(self, arguments: Mapping[str, Any]) -> None:
         name = arguments.get("device", arguments.get("id", ""))
-        backend = self._machine.block.backend(name)
+        backend = self._machine.block.backend_of(name)
         if backend is None:
             raise not_found(name)
         self._machine.jobs.refuse_if_busy(name)

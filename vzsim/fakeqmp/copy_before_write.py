@@ -79,12 +79,20 @@ class CopyBeforeWrite:
 
     def copy(self, index: int) -> None:
         """Copy one piece. Raises: OSError."""
+        self.write_piece(index, self.read_piece(index))
+
+    def read_piece(self, index: int) -> bytes:
+        """One piece of the disk. Raises: OSError."""
         offset = index * PIECE_BYTES
         length = min(PIECE_BYTES, self._source.size_bytes - offset)
-        self._target.write(offset, bytes(self._source.read(offset, length)))
+        return bytes(self._source.read(offset, length))
+
+    def write_piece(self, index: int, data: bytes) -> None:
+        """Put one piece into the target. Raises: OSError."""
+        self._target.write(index * PIECE_BYTES, data)
         self.todo.discard(index)
         self.done.add(index)
-        self._on_copied(length)
+        self._on_copied(len(data))
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytearray:
         """Bytes as they were. Raises: OSError once the point in time is lost."""

@@ -56,7 +56,7 @@ class Guest:
         length = min(self._rules.write_bytes, disk.size_bytes)
         slot_count = (disk.size_bytes - length) // _WRITE_ALIGN_BYTES + 1
         offset = self._random.randrange(slot_count) * _WRITE_ALIGN_BYTES
-        machine.guest_write(name, offset, self._random.randbytes(length), self._written)
+        machine.requests.submit(name, offset, self._random.randbytes(length), self._written)
 
     def _written(self, errno_code: int) -> None:
         self.write_count += 1

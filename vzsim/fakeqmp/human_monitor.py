@@ -53,7 +53,7 @@ class HumanMonitor:
                     self._machine.jobs.refuse_if_busy(device_id)
                     self._machine.block.remove_drive(device_id)
                     return ""
-                case ["qemu-io", device_id, command]:
+                case ["qemu-io", "-d", device_id, command] | ["qemu-io", device_id, command]:
                     return self._qemu_io(device_id, command)
                 case _:
                     return f"unknown command: '{words[0] if words else ''}'\r\n"
@@ -105,12 +105,23 @@ class HumanMonitor:
         return "".join(f"{line}\r\n" for line in lines)
 
     def _qemu_io(self, device_id: str, command: str) -> str | Pending:
-        """``write -P PATTERN OFFSET LENGTH``, the way tests make a guest write."""
-        found = re.fullmatch(r"write -P (\S+) (\d+)([kMG]?) (\d+)([kMG]?)", command)
+        """``write -P PATTERN OFFSET LENGTH`` or ``write -z``, the way tests make a guest write."""
+        found = re.fullmatch(
+            r"write (?:-P (\S+)|-z) (\d+)([kKMG]?) (\d+)([kKMG]?)", command.strip('"')
+        )
         if found is None:
             return f"command not simulated: {command}\r\n"
         pattern, offset, offset_unit, length, length_unit = found.groups()
-        data = bytes([int(pattern, 0)]) * (int(length) * _SCALE[length_unit.lower()])
+        data = bytes([int(pattern or "0", 0)]) * (int(length) * _SCALE[length_unit.lower()])
+        node = self._machine.block.node(device_id)
+        device = next((r for r in node.roots if r.startswith("device ")), "") if node else ""
+        if device:
+            raise CommandError(
+                f"Permission conflict on node '{device_id}': permissions 'write' are both required"
+                f" by an unnamed block device (uses node '{device_id}' as 'root' child) and"
+                f" unshared by block device '{device.removeprefix('device ')}'"
+                f" (uses node '{device_id}' as 'root' child)."
+            )
         pending = Pending()
         self._machine.guest_write(
             device_id,

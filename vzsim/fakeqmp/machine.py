@@ -16,24 +16,31 @@ from typing import Any
 from vzsim.fakeqmp.agent import Agent, GuestActions
 from vzsim.fakeqmp.backup_commands import BackupService
 from vzsim.fakeqmp.block import BlockLayer
+from vzsim.fakeqmp.block_jobs import BlockJobs
 from vzsim.fakeqmp.commands import Commands
 from vzsim.fakeqmp.disks import Disk
+from vzsim.fakeqmp.exports import Exports
 from vzsim.fakeqmp.fd_sets import FdSets
+from vzsim.fakeqmp.guest_requests import GuestRequests
 from vzsim.fakeqmp.jobs import Jobs
+from vzsim.fakeqmp.migration import Migration
 from vzsim.fakeqmp.monitor import Dispatcher, Monitor
 from vzsim.fakeqmp.outside import Host, Timebase
 from vzsim.fakeqmp.replies import RuleBook
 from vzsim.fakeqmp.run_state import RunControl, RunState
 from vzsim.fakeqmp.schema import Dialect
 from vzsim.fakeqmp.script import Script
+from vzsim.fakeqmp.storage_host import MemoryStorage, StorageHost
 
+_PLAIN_VERSION = {
+    "qemu": {"micro": 22, "minor": 2, "major": 7},
+    "package": "Debian 1:7.2+dfsg-7+deb12u18+b3",
+}
 _VERSIONS: Mapping[Dialect, Mapping[str, Any]] = MappingProxyType(
     {
         Dialect.PVE: {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""},
-        Dialect.UPSTREAM: {
-            "qemu": {"micro": 22, "minor": 2, "major": 7},
-            "package": "Debian 1:7.2+dfsg-7+deb12u18+b3",
-        },
+        Dialect.UPSTREAM: _PLAIN_VERSION,
+        Dialect.STORAGE_DAEMON: _PLAIN_VERSION,
     }
 )
 _INACTIVE_STATES = (RunState.INMIGRATE, RunState.POSTMIGRATE)
@@ -84,6 +91,7 @@ class Machine:
         timebase: Timebase,
         host: Host,
         on_end: Callable[[ProcessEnd], None],
+        storage: StorageHost | None = None,
     ) -> None:
         self.config = config
         self.script = script
@@ -94,8 +102,17 @@ class Machine:
         self._ending = False
         self._exit_when_idle = False
         rule_book = RuleBook(script.command)
-        self.block = BlockLayer(host, config.dialect)
+        self.storage = storage or MemoryStorage()
+        self.block = BlockLayer(host, config.dialect, self.storage)
         self.jobs = Jobs(self.emit)
+        self.block_jobs = BlockJobs(self)
+        self.exports = Exports(
+            block=self.block,
+            jobs=self.jobs,
+            emit=self.emit,
+            storage=self.storage,
+            time=timebase,
+        )
         self.fd_sets = FdSets(host)
         self.backup = BackupService(self)
         self.monitors: list[Monitor] = []
@@ -111,6 +128,8 @@ class Machine:
             on_guest_reset=self._guest_was_reset,
             exit_process=self._exit_after_jobs,
         )
+        self.requests = GuestRequests(self)
+        self.migration = Migration(control=self.control, emit=self.emit, timebase=timebase)
         self.agent = self._make_agent(rule_book)
         self._commands = Commands(self)
         self._guest_has_booted = False
@@ -194,15 +213,19 @@ class Machine:
         """A write of the guest (or of ``qemu-io``); `done` gets 0 or an errno, perhaps later."""
         run = self.backup.run
         self.backup.note_write(device_id, offset_bytes, len(data))
-        if run is not None and run.covers(device_id):
+        backend = self.block.backend_of(device_id)
+        if backend is None or backend.node is None:
+            done(errno.ENODEV)
+        elif run is not None and run.covers(device_id):
+            backend.node.note_write(offset_bytes, len(data))
             run.guest_write(device_id, offset_bytes, data, done)
-            return
-        for name, disk in self.block.disks():
-            if name == device_id:
-                disk.write(offset_bytes, data)
-                done(0)
+        else:
+            try:
+                backend.node.write(offset_bytes, data)
+            except OSError as error:
+                done(error.errno or errno.EIO)
                 return
-        done(errno.ENODEV)
+            done(0)
 
     def keep_point_in_time(self, disks: Sequence[tuple[str, Disk | None]]) -> None:
         """Store copies of the disks as a backup fixes them, if the script asks for it."""
@@ -217,17 +240,26 @@ class Machine:
 
     def quit(self) -> None:
         """``quit``: the process ends after the reply."""
-        self.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
-        self.jobs.drain()
-        self.jobs.drain()
+        self._say_shutdown("host-qmp-quit")
+        self._end_block_work()
         self._exit_when_idle = True
 
     def terminate(self) -> None:
         """SIGTERM: the process ends in order; a full target is waited for."""
         if self._ending:
             return
-        self.emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
+        self._say_shutdown("host-signal")
         self._exit_after_jobs()
+
+    def _say_shutdown(self, reason: str) -> None:
+        if self.config.dialect is not Dialect.STORAGE_DAEMON:
+            self.emit("SHUTDOWN", {"guest": False, "reason": reason})
+
+    def _end_block_work(self) -> None:
+        self.jobs.drain()
+        self.jobs.drain()
+        self.exports.close()
+        self.block_jobs.cancel_all()
 
     def die(self, signal_name: str) -> None:
         """The process is gone at once."""
@@ -238,8 +270,7 @@ class Machine:
 
     def _exit_after_jobs(self) -> None:
         self._ending = True
-        self.jobs.drain()
-        self.jobs.drain()
+        self._end_block_work()
         self.backup.stop_for_exit(lambda: self._end(ProcessEnd()))
 
     def _end(self, end: ProcessEnd) -> None:
@@ -249,12 +280,15 @@ class Machine:
         for monitor in self.monitors:
             monitor.fds.close()
         self.fd_sets.close()
+        self.block_jobs.die_quietly()
         self.block.close()
         self._on_end(end)
 
     # -- changes -------------------------------------------------------------------------------
 
     def _state_changed(self) -> None:
+        if self.control.is_running:
+            self.requests.machine_runs()
         if self.agent is None or not self.control.is_running:
             return
         if not self._guest_has_booted:

@@ -14,7 +14,7 @@ import random
 import uuid
 from collections.abc import Callable
 
-from vzsim.fakeqmp.disks import Disk, MemoryDisk
+from vzsim.fakeqmp.disks import Disk, FormatMismatch, MemoryDisk
 
 
 class VirtualTimer:
@@ -127,6 +127,7 @@ class MemoryHost:
     Attributes:
         files, disks: content by path.
         sinks: what a descriptor number, or a path or command, leads to.
+        raw_paths: images that are refused as qcow2.
         open_errors: errno with which the opening of a target fails.
     """
 
@@ -136,6 +137,7 @@ class MemoryHost:
         self.disks: dict[str, Disk] = {}
         self.sinks: dict[int | str, MemorySink] = {}
         self.existing_paths: set[str] = set()
+        self.raw_paths: set[str] = set()
         self.open_errors: dict[str, int] = {}
         self.closed_fds: list[int] = []
         self.kept_disks: dict[str, bytes] = {}
@@ -151,6 +153,8 @@ class MemoryHost:
     def open_disk(self, path: str, *, format_name: str, read_only: bool) -> Disk:
         if path not in self.disks:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if format_name == "qcow2" and path in self.raw_paths:
+            raise FormatMismatch(f"{path}: not a qcow2 image")
         return self.disks[path]
 
     def open_target(self, path: str) -> MemorySink:

@@ -118,7 +118,7 @@ class Monitor:
         self.connection_index += 1
         self.negotiated = self.oob_enabled = False
         self._decoder.reset()
-        capabilities = ["oob"] if self._machine.config.dialect is Dialect.UPSTREAM else []
+        capabilities = [] if self._machine.config.dialect is Dialect.PVE else ["oob"]
         self.send({"QMP": {"version": self._machine.config.version, "capabilities": capabilities}})
 
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> None:

@@ -22,11 +22,14 @@ _FORMATS = ("raw", "qcow2")
 _FILE_DRIVERS = ("file", "host_device")
 _FILTERS = ("throttle", "copy-before-write", "snapshot-access")
 _OPTIONS = frozenset(
-    "driver node-name file backing filename read-only auto-read-only force-share detect-zeroes"
-    " discard cache locking aio size offset image inject-error limits throttle-group target"
-    " on-cbw-error cbw-timeout bitmap lazy-refcounts pass-discard-request"
-    " pass-discard-snapshot pass-discard-other discard-no-unref".split()
-)
+    {
+        "driver", "node-name", "file", "backing", "filename", "read-only", "auto-read-only",
+        "force-share", "detect-zeroes", "discard", "cache", "locking", "aio", "size", "offset",
+        "image", "inject-error", "limits", "throttle-group", "target", "on-cbw-error",
+        "cbw-timeout", "bitmap", "lazy-refcounts", "pass-discard-request",
+        "pass-discard-snapshot", "pass-discard-other", "discard-no-unref",
+    }
+)  # fmt: skip
 
 
 class NodeOpener:
@@ -194,8 +197,7 @@ class NodeOpener:
         node = self._find(name)
         if node is None:
             raise CommandError(
-                "Could not open backing file:"
-                f" Cannot find device='{name}' nor node-name='{name}'"
+                f"Could not open backing file: Cannot find device='{name}' nor node-name='{name}'"
             )
         return node
 
@@ -268,9 +270,7 @@ class NodeOpener:
             raise CommandError("Source and target image have different sizes")
         how = options.get("on-cbw-error", "break-guest-write")
         node.guards.append(
-            CopyBeforeWrite(
-                child.disk, target.disk, breaks_guest_write=how == "break-guest-write"
-            )
+            CopyBeforeWrite(child.disk, target.disk, breaks_guest_write=how == "break-guest-write")
         )
         target.parents.add(node.name)
 

@@ -95,7 +95,7 @@ class Qcow2Disk:
 
     def held_pieces(self, piece_bytes: int) -> set[int]:
         """Indices of the pieces that the image holds itself, at least in part."""
-        held = set()
+        held: set[int] = set()
         for position in range(0, self._size_bytes, self._unit_bytes):
             if self._host_offset(position):
                 end = min(position + self._unit_bytes, self._size_bytes)

@@ -13,12 +13,15 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
+from vzsim.fakeqmp.schema_tables import BLOCK, COMMON, DAEMON_NAMES, NAMES_ONLY, PATCHED
+
 
 class Dialect(Enum):
-    """Whose QEMU: the Proxmox build or the plain one."""
+    """Whose QEMU: the Proxmox build, the plain one, or the storage daemon beside it."""
 
     PVE = "pve"
     UPSTREAM = "upstream"
+    STORAGE_DAEMON = "storage-daemon"
 
 
 class CommandError(Exception):
@@ -57,59 +60,6 @@ _TYPES: Mapping[str, tuple[type, str]] = MappingProxyType(
     }
 )
 
-_NAMES_ONLY = (
-    "query-status query-version query-name query-uuid query-block"
-    " query-jobs query-block-jobs query-chardev query-events query-commands query-fdsets"
-    " query-current-machine query-machines query-cpus-fast query-migrate query-block-exports stop"
-    " cont quit system_powerdown system_reset system_wakeup migrate_cancel inject-nmi"
-)
-
-# "name argument:kind optional?:kind ..."; the order of members is QEMU's.
-_COMMON = """
-qmp_capabilities enable?:list
-query-blockstats query-nodes?:bool
-query-named-block-nodes flat?:bool
-getfd fdname:str
-closefd fdname:str
-add-fd fdset-id?:int opaque?:str
-remove-fd fdset-id:int fd?:int
-human-monitor-command command-line:str cpu-index?:int
-blockdev-add driver:str *
-blockdev-del node-name:str
-block_resize device?:str node-name?:str size:int
-eject device?:str id?:str force?:bool
-block-job-set-speed device:str speed:int
-block-job-cancel device:str force?:bool
-block-job-pause device:str
-block-job-resume device:str
-blockdev-snapshot-sync device?:str node-name?:str snapshot-file:str format?:str *
-block-stream device:str *
-watchdog-set-action action:reset|shutdown|poweroff|pause|debug|none|inject-nmi
-set-action reboot?:reset|shutdown shutdown?:poweroff|pause panic?:str watchdog?:str
-migrate uri?:str channels?:list detach?:bool resume?:bool
-migrate-set-capabilities capabilities:list
-migrate-pause
-drive-mirror job-id?:str device:str target:str format?:str node-name?:str replaces?:str \
-sync:full|top|none|incremental|bitmap mode?:str speed?:int *
-nbd-server-start addr:dict tls-creds?:str tls-authz?:str max-connections?:int
-nbd-server-stop
-block-export-add type:nbd|vhost-user-blk|fuse|vduse-blk id:str *
-block-export-del id:str mode?:safe|hard
-"""
-
-_PATCHED = """
-backup backup-file:str password?:str keyfile?:str key-password?:str master-keyfile?:str \
-fingerprint?:str backup-ns?:str backup-id?:str backup-time?:int use-dirty-bitmap?:bool \
-compress?:bool encrypt?:bool format?:vma|pbs config-file?:str firewall-file?:str devlist?:str \
-speed?:int max-workers?:int fleecing?:bool
-backup-cancel
-query-backup
-query-pbs-bitmap-info
-query-proxmox-support
-backup-access-setup target-id:str devices:list
-backup-access-teardown target-id:str success:bool
-"""
-
 
 def _table(text: str) -> dict[str, tuple[Argument, ...] | None]:
     table: dict[str, tuple[Argument, ...] | None] = {}
@@ -132,20 +82,24 @@ def _open_ended(text: str) -> frozenset[str]:
     return frozenset(line.split()[0] for line in lines if line.endswith(" *"))
 
 
-_BARE = dict.fromkeys(_NAMES_ONLY.split(), ())
+_BARE = dict.fromkeys(NAMES_ONLY.split(), ())
+_SHARED = {**_BARE, **_table(COMMON), **_table(BLOCK)}
 _COMMANDS: Mapping[Dialect, Mapping[str, tuple[Argument, ...] | None]] = MappingProxyType(
     {
-        Dialect.PVE: {**_BARE, **_table(_COMMON), **_table(_PATCHED)},
-        Dialect.UPSTREAM: {**_BARE, **_table(_COMMON)},
+        Dialect.PVE: {**_SHARED, **_table(PATCHED)},
+        Dialect.UPSTREAM: _SHARED,
+        # What is not spelt out takes anything, and is told to be not simulated.
+        Dialect.STORAGE_DAEMON: {name: _SHARED.get(name) for name in DAEMON_NAMES.split()},
     }
 )
 # Commands whose union members this table does not spell out: leftovers are theirs to judge.
-_OPEN_ENDED = _open_ended(_COMMON)
+_OPEN_ENDED = _open_ended(COMMON) | _open_ended(BLOCK)
 
 
 def command_names(dialect: Dialect) -> tuple[str, ...]:
-    """All commands of a dialect, sorted."""
-    return tuple(sorted(_COMMANDS[dialect]))
+    """All commands of a dialect; the daemon's in the order in which it lists them."""
+    names = tuple(_COMMANDS[dialect])
+    return names if dialect is Dialect.STORAGE_DAEMON else tuple(sorted(names))
 
 
 def check_command(dialect: Dialect, name: str, arguments: Mapping[str, Any]) -> None:
@@ -156,7 +110,9 @@ def check_command(dialect: Dialect, name: str, arguments: Mapping[str, Any]) -> 
     table = _COMMANDS[dialect]
     if name not in table:
         raise CommandError(f"The command {name} has not been found", "CommandNotFound")
-    check_arguments(table[name] or (), arguments, open_ended=name in _OPEN_ENDED)
+    expected = table[name]
+    if expected is not None:
+        check_arguments(expected, arguments, open_ended=name in _OPEN_ENDED)
 
 
 def check_arguments(

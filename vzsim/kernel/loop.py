@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from asyncio import base_events
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from vzdump_qemu.units import NS_PER_S
@@ -52,6 +52,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         self._shuffle = shuffle
         self._selector = _JumpingSelector(self)
         self._iteration_count = 0
+        self._observers: list[Callable[[], None]] = []
         # Timers closer together than this are due together; virtual time is exact.
         self._clock_resolution = 1e-9
 
@@ -63,6 +64,10 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """Virtual nanoseconds since the start of the simulation."""
         return self._now_ns
 
+    def observe(self, look: Callable[[], None]) -> None:
+        """Have `look` called whenever nothing more happens at this instant, before time moves."""
+        self._observers.append(look)
+
     def jump(self, timeout_s: float | None) -> None:
         """Called by the loop when it would wait: move time on, or tell that nothing moves."""
         self._iteration_count += 1
@@ -72,6 +77,8 @@ class SimulatedLoop(base_events.BaseEventLoop):
             waiting = sorted(task.get_name() for task in asyncio.all_tasks(self))
             raise Deadlock(f"nothing can happen any more; waiting: {', '.join(waiting)}")
         if timeout_s > 0:
+            for look in self._observers:
+                look()
             self._now_ns += max(1, round(timeout_s * NS_PER_S))
 
     def _run_once(self) -> None:

@@ -62,6 +62,8 @@ class MemoryQmp:
         self, command: str, arguments: Mapping[str, Any], fd: int, *, timeout_s: float
     ) -> Any:
         """As the port says; QEMU gets a descriptor of its own."""
+        if self._closed:
+            raise QmpClosed("client closed connection")
         return await self._execute(command, arguments, (self._duplicate_fd(fd),), timeout_s)
 
     @asynccontextmanager

@@ -23,6 +23,10 @@ class SimulatedFile:
     synced: bytes = b""
 
 
+class PartialWrite(OSError):
+    """Raised by a fault hook: half of the bytes are written, then the error is reported."""
+
+
 class SimulatedFiles:
     """One file system. Directories are sets of names; paths are absolute and normal."""
 
@@ -64,7 +68,11 @@ class SimulatedFiles:
 
     def append(self, path: str, data: bytes | memoryview) -> None:
         """Write at the end; ENOSPC where the capacity ends."""
-        self.fault("write", path)
+        try:
+            self.fault("write", path)
+        except PartialWrite:
+            self.files[path].content += data[: len(data) // 2]
+            raise
         if self.used_bytes() + len(data) > self.capacity_bytes:
             raise OSError(errno.ENOSPC, "No space left on device", path)
         self.files[path].content += data

@@ -27,6 +27,7 @@ from vzsim.world.channels import OneClient, open_agent, open_qmp
 from vzsim.world.clock import EPOCH_S
 from vzsim.world.files import SimulatedFiles
 from vzsim.world.pipes import Descriptors
+from vzsim.world.watched import WatchedQemu, Watcher
 
 POLL_S = 0.1
 
@@ -180,6 +181,7 @@ class SimulatedMachine:
         self.alive_handle_count = 0
         self.boot_count = 0
         self.guest: Guest | None = None
+        self.watcher: Watcher | None = None
         self._process: QemuMachine | None = None
         self._monitor_turn = OneClient()
         self._agent_turn = OneClient()
@@ -188,6 +190,11 @@ class SimulatedMachine:
     @property
     def vmid(self) -> int:
         return self.shape.vmid
+
+    @property
+    def disk_names(self) -> frozenset[str]:
+        """Device ids of the VM's own disks."""
+        return frozenset(name for name, _ in self.shape.disks)
 
     @property
     def process(self) -> QemuMachine:
@@ -213,8 +220,9 @@ class SimulatedMachine:
             no_shutdown=True,
             agent_port_id="agent0" if self.shape.has_agent else None,
         )
-        process = QemuMachine(
+        process = WatchedQemu(
             config,
+            watcher=self.watcher,
             script=self.shape.script,
             timebase=LoopTimebase(),
             host=self.host,

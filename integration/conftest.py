@@ -1,0 +1,177 @@
+"""What these tests need of the machine, said at the top of every run.
+
+Owns labs on the real QEMU and the guest built for them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from integration.guest import GuestFiles, NoGuest, build_guest
+
+QEMU = "qemu-system-x86_64"
+_TOOL = (sys.executable, "-m", "vzdump_qemu")
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What is here; empty texts mean that nothing is missing."""
+
+    qemu_version: str
+    qemu_missing: str
+    guest: GuestFiles | None
+    guest_missing: str
+
+
+_MACHINE = pytest.StashKey[_Machine]()
+_DIRECTORY = pytest.StashKey["tempfile.TemporaryDirectory[str]"]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    directory = tempfile.TemporaryDirectory(prefix="vzg-", dir="/tmp")
+    config.stash[_DIRECTORY] = directory
+    config.stash[_MACHINE] = _look_around(Path(directory.name))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_DIRECTORY].cleanup()
+
+
+def _look_around(directory: Path) -> _Machine:
+    if shutil.which(QEMU) is None:
+        text = f"{QEMU} is not installed (apt install qemu-system-x86 qemu-utils)"
+        return _Machine(qemu_version="", qemu_missing=text, guest=None, guest_missing=text)
+    told = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout
+    version = told.splitlines()[0].removeprefix("QEMU emulator version ")
+    guest, missing = None, ""
+    if shutil.which("mkfs.ext4", path=f"{os.environ['PATH']}:/sbin:/usr/sbin") is None:
+        missing = "mkfs.ext4 is not installed (apt install e2fsprogs)"
+    else:
+        try:
+            guest = build_guest(directory)
+        except NoGuest as error:
+            missing = str(error)
+    return _Machine(qemu_version=version, qemu_missing="", guest=guest, guest_missing=missing)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    machine = config.stash[_MACHINE]
+    images = "covered" if shutil.which("qemu-img") else "NOT covered: qemu-img is not installed"
+    return [
+        "stock QEMU: "
+        + (f"NOT covered: {machine.qemu_missing}" if machine.qemu_missing else "covered, ")
+        + machine.qemu_version,
+        f"qcow2 disks: {images}",
+        "real guest and agent: "
+        + (f"NOT covered: {machine.guest_missing}" if machine.guest_missing else "covered"),
+        "patched QEMU with its 'backup' command: NOT covered: Debian has none",
+    ]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one command line ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class RealLab:
+    """A lab whose VMs are run by the real QEMU."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.dump = root / "var/lib/vz/dump"
+        self.run_directory = root / "var/run/qemu-server"
+
+    def config(self, vmid: int = 100) -> Path:
+        return self.root / f"etc/pve/qemu-server/{vmid}.conf"
+
+    def image(self, index: int = 0, *, vmid: int = 100, image_format: str = "raw") -> Path:
+        name = f"vm-{vmid}-disk-{index}.{image_format}"
+        return self.root / f"var/lib/vz/images/{vmid}/{name}"
+
+    def tool(self, *words: object) -> Ended:
+        done = subprocess.run(
+            [*_TOOL, *map(str, words)], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert "Traceback" not in done.stderr
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    def must(self, *words: object) -> Ended:
+        ended = self.tool(*words)
+        assert ended.code == 0, ended.err
+        return ended
+
+    def create(self, *words: object) -> None:
+        self.must("lab", "create", self.root, "--vm", 100, "--qemu", QEMU, *words)
+
+    def processes(self) -> list[int]:
+        """Ids of the QEMU processes of this lab."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                words = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            # A process that has ended, and waits to be reaped, has no words any more.
+            program = words.split(b"\0", 1)[0]
+            if program.endswith(QEMU.encode()) and str(self.root).encode() in words:
+                found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> _Machine:
+    return request.config.stash[_MACHINE]
+
+
+@pytest.fixture
+def real_lab(machine: _Machine) -> Iterator[RealLab]:
+    """An empty place for a lab; what a test left there is destroyed."""
+    if machine.qemu_missing:
+        pytest.skip(machine.qemu_missing)
+    with tempfile.TemporaryDirectory(prefix="vzr-", dir="/tmp") as directory:
+        lab = RealLab(Path(directory) / "lab")
+        yield lab
+        if lab.root.exists():
+            lab.must("lab", "destroy", lab.root)
+        assert lab.processes() == []
+
+
+BootGuest = Callable[[], Path]
+
+
+@pytest.fixture
+def boot_guest(machine: _Machine, real_lab: RealLab) -> BootGuest:
+    """Starts VM 100 with the real guest on an ext4 disk; returns the file of its console."""
+    if machine.guest is None:
+        pytest.skip(machine.guest_missing)
+    guest = machine.guest
+
+    def boot() -> Path:
+        console = real_lab.root / "console"
+        real_lab.create("--disk", "virtio0=16M")
+        programs = f"{os.environ['PATH']}:/sbin:/usr/sbin"
+        subprocess.run(
+            ["mkfs.ext4", "-q", real_lab.image()], check=True, env=os.environ | {"PATH": programs}
+        )
+        config = real_lab.config()
+        text = config.read_text().replace("memory: 64", "memory: 256")
+        config.write_text(f"{text}args: {guest.arguments(console)}\n")
+        real_lab.must("lab", "start", real_lab.root, 100)
+        return console
+
+    return boot

@@ -1,0 +1,20 @@
+"""G1, first half: the guest's file systems are never frozen beyond budget and never left so."""
+
+from __future__ import annotations
+
+from vzsim.evidence import Evidence
+
+# A slow thaw is asked again; each round trip has costs that no fault announces.
+_SLACK_S = 5.0
+
+
+def check(evidence: Evidence) -> list[str]:
+    """One line per violation."""
+    found = []
+    frozen, rest = evidence.observed.frozen, evidence.rest
+    if rest.is_frozen and rest.can_thaw:
+        found.append("the guest was left frozen although its agent answers")
+    budget_s = evidence.scenario.budget.frozen_s + evidence.allowance_s + _SLACK_S
+    if frozen.longest_s > budget_s:
+        found.append(f"the guest was frozen for {frozen.longest_s:.1f} s, budget {budget_s:.1f} s")
+    return found

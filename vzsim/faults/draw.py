@@ -1,0 +1,101 @@
+"""Where faults can be put, all of them or some by chance.
+
+Owns the census of a scenario's sites, the exhaustive lists for one and two faults, and the swarm: a
+run's own mix of kinds, some of them off altogether.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vzsim.faults.kinds import ACTLESS, ACTS, KILLS, KINDS_OF, LENGTHS_S, Family, Kind
+from vzsim.faults.script import Fault, FaultScript
+
+FAULT_COUNT_MAX = 5
+# Of a site that is used in a loop these uses stand for all: the first two and the last.
+_EARLY_USES = 2
+_FOCUS = (
+    "agent.freeze",
+    "agent.status",
+    "agent.thaw",
+    "backup",
+    "intake.finish",
+    "intake.publish",
+    "files.fsync",
+    "files.rename",
+    "files.fsync-directory",
+)
+"""The freeze window and the publish step, where pairs of faults are tried exhaustively."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Place:
+    """One use of one site."""
+
+    site: str
+    nth: int
+    family: str
+
+
+def census(counts: Mapping[str, int], families: Mapping[str, Family]) -> list[Place]:
+    """The places of one run worth trying, in the order of their names."""
+    places = []
+    for site, count in sorted(counts.items()):
+        uses = {*range(1, min(count, _EARLY_USES) + 1), count}
+        family = families[site].value
+        places += [Place(site=site, nth=nth, family=family) for nth in sorted(uses)]
+    return places
+
+
+def faults_at(place: Place, *, with_kills: bool) -> Iterator[Fault]:
+    """Every fault that can happen at a place."""
+    family = Family(place.family)
+    kinds: list[Kind] = list(KINDS_OF[family])
+    if family not in ACTLESS:
+        kinds += [kind for kind in Kind if kind in ACTS and (with_kills or kind not in KILLS)]
+    for kind in kinds:
+        for length_s in LENGTHS_S.get(kind, (0.0,)):
+            yield Fault(site=place.site, nth=place.nth, kind=kind, length_s=length_s)
+
+
+def list_singles(places: Sequence[Place], *, with_kills: bool) -> Iterator[FaultScript]:
+    """Each fault at each place, alone."""
+    for place in places:
+        for fault in faults_at(place, with_kills=with_kills):
+            yield FaultScript((fault,))
+
+
+def list_doubles(places: Sequence[Place], *, with_kills: bool) -> Iterator[FaultScript]:
+    """Each pair of faults at the freeze window and the publish step, first uses only."""
+    focus = [place for place in places if place.site in _FOCUS and place.nth == 1]
+    for first, second in itertools.combinations(focus, 2):
+        for one in faults_at(first, with_kills=with_kills):
+            for other in faults_at(second, with_kills=with_kills):
+                yield FaultScript((one, other))
+
+
+def draw_script(stream: random.Random, places: Sequence[Place], *, with_kills: bool) -> FaultScript:
+    """A run's own mix: some kinds are off, few faults are likelier than many."""
+    allowed = {kind for kind in Kind if stream.random() < 0.6}
+    by_site: dict[str, list[Place]] = {}
+    for place in places:
+        by_site.setdefault(place.site, []).append(place)
+    sites = sorted(by_site)
+    faults: dict[tuple[str, int], Fault] = {}
+    count = min(FAULT_COUNT_MAX, 1 + int(stream.expovariate(1.0)))
+    for _ in range(4 * count):
+        if len(faults) == count:
+            break
+        place = stream.choice(by_site[stream.choice(sites)])
+        options = [
+            fault for fault in faults_at(place, with_kills=with_kills) if fault.kind in allowed
+        ]
+        if options:
+            # By kind first: a kind with many lengths is no likelier than one with none.
+            kind = stream.choice(sorted({fault.kind for fault in options}))
+            fault = stream.choice([fault for fault in options if fault.kind is kind])
+            faults[(place.site, place.nth)] = fault
+    return FaultScript(tuple(faults.values()))

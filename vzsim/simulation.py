@@ -1,0 +1,335 @@
+"""One simulated run: a system under test in a scene, with a fault script and a seed.
+
+Owns the two phases: with faults, then healed; and the verdict on both. The same (system, scenario,
+fault script, seed) gives the same log, byte for byte. A system is loaded by entry point (group
+``vzsim.systems``); nothing here knows which one it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from typing import Any, Protocol, TypeVar
+
+from vzdump_qemu.errors import BackupError, ConfigError
+from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Journals, Node
+from vzsim.checkers import Violation, judge
+from vzsim.event_log import EventLog, Lane
+from vzsim.evidence import RECOVERY_PREFIX, Ending, Evidence
+from vzsim.faults import Family, Fault, FaultScript, Plane
+from vzsim.faults.host import (
+    FaultyClock,
+    FaultyCommands,
+    FaultyJournals,
+    FaultyNode,
+    FaultyStore,
+    watch_files,
+)
+from vzsim.kernel import Chance, Deadlock, SimulatedLoop
+from vzsim.scenario import Scenario
+from vzsim.scene import SECRET, VMID, Scene
+from vzsim.world.clock import SimulatedIds
+
+SYSTEMS_GROUP = "vzsim.systems"
+DEFAULT_SYSTEM = "vzdump-qemu"
+# A tool that works this long in simulated time does not end by itself.
+TOOL_S_MAX = 24 * 3600.0
+# Late replies and requests that still lie somewhere come to light within this time.
+SETTLE_S = 1000.0
+# From a tool's death to its guardian's first act.
+GUARDIAN_S = 0.1
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemPorts:
+    """What a system under test gets to work with."""
+
+    node: Node
+    store: ArchiveStore
+    journals: Journals
+    commands: CommandRunner
+    clock: Clock
+    ids: Ids
+    tell: Callable[[str], None]
+
+
+class Outcome(Protocol):
+    """What a system says about its backup: `error` is empty for a good end."""
+
+    @property
+    def error(self) -> str: ...
+
+    @property
+    def archive_path(self) -> str: ...
+
+    @property
+    def says_frozen(self) -> bool: ...
+
+
+class System(Protocol):
+    """A backup tool on simulated ports."""
+
+    async def back_up(self, ports: SystemPorts, options: Mapping[str, Any]) -> Outcome:
+        """Back up one VM; cancelled when a signal comes."""
+        ...
+
+    async def recover(self, ports: SystemPorts) -> None:
+        """Put back what a killed `back_up` (or a killed `recover`) left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one simulated run showed.
+
+    Attributes:
+        visit_counts: uses per site in the phase with faults.
+        triggered: the faults that happened, in order.
+        backup_count: whole attempts that were simulated.
+    """
+
+    scenario: Scenario
+    script: FaultScript
+    seed: int
+    violations: tuple[Violation, ...]
+    triggered: tuple[Fault, ...]
+    visit_counts: Mapping[str, int]
+    families: Mapping[str, Family]
+    evidences: tuple[Evidence, ...]
+    simulated_s: float
+    log: EventLog
+
+    @property
+    def backup_count(self) -> int:
+        return len(self.evidences)
+
+
+def load_system(name: str = DEFAULT_SYSTEM) -> System:
+    """The system registered under that name. Raises ConfigError."""
+    found = entry_points(group=SYSTEMS_GROUP)
+    for entry in found:
+        if entry.name == name:
+            system: System = entry.load()
+            return system
+    names = ", ".join(sorted(entry.name for entry in found)) or "none"
+    raise ConfigError(f"no system '{name}' to test", hint=f"there are: {names}")
+
+
+def simulate(system: System, scenario: Scenario, script: FaultScript, seed: int) -> Report:
+    """Run one backup with faults, heal, run another; judge both."""
+    loop = SimulatedLoop(Chance(seed).of("schedule").stream())
+    loop.set_exception_handler(lambda loop, context: None)
+    trial = _Trial(system, scenario, script, seed=seed, loop=loop)
+    try:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(trial.run())
+        except Deadlock as error:
+            trial.note_crash(f"Deadlock: {error}")
+        trial.end()
+        _let_go(loop)
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+    return trial.report()
+
+
+def _let_go(loop: SimulatedLoop) -> None:
+    """End what still waits, so that nothing of this run reaches the next."""
+    for _ in range(3):
+        left = [task for task in asyncio.all_tasks(loop) if not task.done()]
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+
+        try:
+            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        except Deadlock:
+            return
+
+
+class _Trial:
+    """Both phases of one run."""
+
+    def __init__(
+        self,
+        system: System,
+        scenario: Scenario,
+        script: FaultScript,
+        *,
+        seed: int,
+        loop: SimulatedLoop,
+    ) -> None:
+        self._system = system
+        self._scenario = scenario
+        self._script = script
+        self._seed = seed
+        self._loop = loop
+        self._scene = Scene(scenario, seed, loop)
+        self._evidences: list[Evidence] = []
+        self._violations: list[Violation] = []
+        self.plane = Plane(scenario.faults + script, self._scene.log)
+        # The tool of the first attempt, then each recovery of it.
+        self._planes = [self.plane]
+        self._ids = SimulatedIds(Chance(seed).of("tool").stream())
+
+    async def run(self) -> None:
+        scene = self._scene
+        await scene.begin()
+        self._loop.observe(scene.look)
+        await self._attempt(0)
+        if self.plane.triggered or self._violations:
+            await scene.heal()
+            for plane in self._planes:
+                plane.end()
+            scene.older.update(self._evidences[-1].new_archives())
+            self.plane = Plane(FaultScript(), scene.log)
+            await self._attempt(1)
+
+    async def _attempt(self, index: int) -> None:
+        scene, plane = self._scene, self.plane
+        scene.writer.record = type(scene.writer.record)()
+        scene.observed = replace(scene.observed, writes=scene.writer.record)
+        scene.host.points_in_time.clear()
+        plane.actors = scene.actors()
+        watch_files(plane, scene.store)
+        scene.writer.start()
+        began_s = self._loop.time()
+        ending, error, outcome = await self._run_tool(plane)
+        duration_s = self._loop.time() - began_s
+        scene.log.tell(Lane.TOOL, f"ended {ending.value} {error}".rstrip())
+        points_in_time = dict(scene.host.points_in_time)
+        await asyncio.sleep(1.0)
+        scene.writer.stop()
+        await asyncio.sleep(SETTLE_S if plane.triggered else 10.0)
+        scene.look()
+        evidence = Evidence(
+            scenario=self._scenario,
+            attempt_index=index,
+            triggered=self._triggered() if index == 0 else (),
+            ending=ending,
+            error=error,
+            archive_path=outcome.archive_path if outcome else "",
+            says_frozen=outcome.says_frozen if outcome else False,
+            duration_s=duration_s,
+            allowance_s=sum(each.allowance_s for each in self._planes) if index == 0 else 0.0,
+            observed=scene.observed,
+            rest=scene.collect(),
+            points_in_time=points_in_time,
+            older=dict(scene.older),
+            secret=SECRET,
+        )
+        scene.observed.public_lines += [" ".join(argv) for argv in scene.commands.calls]
+        self._evidences.append(evidence)
+        self._violations += judge(evidence)
+
+    async def _run_tool(self, plane: Plane) -> tuple[Ending, str, Outcome | None]:
+        options = {"vmid": VMID, **self._scenario.options}
+        task = await self._live(plane, self._system.back_up(self._ports(plane), options))
+        if task is None:
+            await self._recover()
+            return Ending.KILLED, "", None
+        if not task.done():
+            plane.kill()
+            return Ending.HUNG, f"no end within {TOOL_S_MAX:.0f} simulated seconds", None
+        return _ending_of(task)
+
+    async def _recover(self) -> None:
+        """The guardian acts; one that is killed too leaves the rest to the next recovery."""
+        for script in (self._script, FaultScript()):
+            await asyncio.sleep(GUARDIAN_S)
+            plane = Plane(script, self._scene.log, prefix=RECOVERY_PREFIX)
+            plane.actors = self._scene.actors()
+            watch_files(plane, self._scene.store)
+            task = await self._live(plane, self._system.recover(self._ports(plane)))
+            self._planes.append(plane)
+            if task is None:
+                continue
+            if not task.done():
+                plane.kill()
+                text = f"recovery does not end within {TOOL_S_MAX:.0f} simulated seconds"
+                self.note_crash(text)
+                return
+            if task.cancelled() or isinstance(task.exception(), BackupError):
+                continue  # it could not do all of it, and the next one will
+            if task.exception() is not None:
+                self.note_crash(f"recovery crashed: {_describe(task.exception())}")
+            return
+
+    async def _live(self, plane: Plane, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T] | None:
+        """Run a process of the tool; None if it was killed."""
+        died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        plane.on_kill.append(lambda: died.set_result(None))
+        task = asyncio.ensure_future(work)
+        plane.tool = task
+        waiting: set[asyncio.Future[Any]] = {task, died}
+        await asyncio.wait(waiting, timeout=TOOL_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        return None if plane.is_dead else task
+
+    def _ports(self, plane: Plane) -> SystemPorts:
+        scene = self._scene
+        return SystemPorts(
+            node=FaultyNode(plane, scene.node),
+            store=FaultyStore(plane, scene.store),
+            journals=FaultyJournals(plane, scene.journals),
+            commands=FaultyCommands(plane, scene.commands),
+            clock=FaultyClock(plane, scene.clock),
+            ids=self._ids,
+            tell=lambda line: None if plane.is_dead else scene.tell(line),
+        )
+
+    def end(self) -> None:
+        """Let go of what a killed tool still holds."""
+        for plane in (*self._planes, self.plane):
+            plane.end()
+
+    def note_crash(self, text: str) -> None:
+        """The simulation itself could not go on: the tool waits for what never comes."""
+        self._violations.append(Violation(checker="bounded-waits", text=text))
+
+    def _triggered(self) -> tuple[Fault, ...]:
+        return tuple(fault for plane in self._planes for fault in plane.triggered)
+
+    def report(self) -> Report:
+        """Everything about the run."""
+        for violation in self._violations:
+            self._scene.log.tell(Lane.CHECK, violation.render())
+        return Report(
+            scenario=self._scenario,
+            script=self._script,
+            seed=self._seed,
+            violations=tuple(self._violations),
+            triggered=self._triggered(),
+            visit_counts={
+                site: count for plane in self._planes for site, count in plane.visit_counts.items()
+            },
+            families={
+                site: family for plane in self._planes for site, family in plane.families.items()
+            },
+            evidences=tuple(self._evidences),
+            simulated_s=self._loop.time(),
+            log=self._scene.log,
+        )
+
+
+def _ending_of(task: asyncio.Task[Outcome]) -> tuple[Ending, str, Outcome | None]:
+    if task.cancelled():
+        return Ending.CANCELLED, "interrupted by signal", None
+    error = task.exception()
+    if error is not None:
+        return Ending.CRASHED, _describe(error), None
+    outcome = task.result()
+    return (Ending.FAILED if outcome.error else Ending.OK), outcome.error, outcome
+
+
+def _describe(error: BaseException | None) -> str:
+    assert error is not None
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
+    return f"{type(error).__name__}: {error} ({place})"

@@ -1,0 +1,26 @@
+"""Programs of a simulated node, as the `CommandRunner` port: functions under a name."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+Program = Callable[[Sequence[str]], Awaitable[tuple[int, Sequence[str]]]]
+
+
+class SimulatedCommands:
+    """Finds and runs what the world put in `programs`; `calls` keeps all argument vectors."""
+
+    def __init__(self) -> None:
+        self.programs: dict[str, Program] = {}
+        self.calls: list[tuple[str, ...]] = []
+
+    def find(self, program: str) -> str | None:
+        """Path of a program, or None."""
+        return f"/usr/bin/{program}" if program in self.programs else None
+
+    async def run(
+        self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
+    ) -> tuple[int, Sequence[str]]:
+        """Run a program to its end."""
+        self.calls.append(tuple(argv))
+        return await self.programs[argv[0].rpartition("/")[2]](argv)
