@@ -101,9 +101,9 @@ class SimulatedEngine:
             says_frozen=run.consistency is Consistency.FROZEN,
         )
 
-    async def recover(self, ports: SimulatedPorts) -> None:
-        """What the guardian and `recover` do once a run was killed."""
-        await recover_all(_engine_ports(ports))
+    async def recover(self, ports: SimulatedPorts) -> bool:
+        """What the guardian and `recover` do once a run was killed; whether all was put back."""
+        return not await recover_all(_engine_ports(ports))
 
 
 def _engine_ports(ports: SimulatedPorts) -> EnginePorts:

@@ -78,8 +78,8 @@ class System(Protocol):
         """Back up one VM; cancelled when a signal comes."""
         ...
 
-    async def recover(self, ports: SystemPorts) -> None:
-        """Put back what a killed `back_up` (or a killed `recover`) left."""
+    async def recover(self, ports: SystemPorts) -> bool:
+        """Put back what a killed `back_up` (or a killed `recover`) left; whether it was all."""
         ...
 
 
@@ -260,6 +260,8 @@ class _Trial:
                 continue  # it could not do all of it, and the next one will
             if task.exception() is not None:
                 self.note_crash(f"recovery crashed: {_describe(task.exception())}")
+            elif not task.result():
+                continue
             return
 
     async def _live(self, plane: Plane, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T] | None:

@@ -110,3 +110,14 @@ async def test_process_handle_waits_for_and_ends_a_real_process(tmp_path):
     handle.close()
     assert ProcessHandle.open(ProcessTable(), path) is None
     assert not os.path.exists(f"/proc/{process.pid}")
+
+
+def test_qemu_without_a_pid_file_yet_is_starting(tmp_path, make_table):
+    table = make_table(KVM)
+    assert table.find_qemu(str(tmp_path / "100.pid")) is None
+    assert table.is_starting(PID_FILE)
+    assert not table.is_starting("/var/run/qemu-server/101.pid")
+
+
+def test_dead_process_is_not_starting(make_table):
+    assert not make_table(KVM, state="Z").is_starting(PID_FILE)

@@ -40,8 +40,8 @@ class Spoiled:
             )
         return outcome
 
-    async def recover(self, ports: SystemPorts) -> None:
-        await load_system().recover(ports)
+    async def recover(self, ports: SystemPorts) -> bool:
+        return await load_system().recover(ports)
 
 
 def _violated(system: System, scenario: Scenario = PLAIN, text: str = "") -> set[str]:
@@ -152,7 +152,8 @@ def test_next_run_that_fails_after_healing_is_seen() -> None:
             self.hurt = bool(outcome.error)
             return outcome
 
-        async def recover(self, ports: SystemPorts) -> None: ...
+        async def recover(self, ports: SystemPorts) -> bool:
+            return True
 
     assert _violated(Sulking(), text="node.read_vm_config: error") == {"next-run"}
 
@@ -165,7 +166,8 @@ def test_foreign_lock_that_vanishes_is_seen() -> None:
             scene_node.configs[100] = scene_node.configs[100].partition(b"\n")[2]
             return await load_system().back_up(ports, options)
 
-        async def recover(self, ports: SystemPorts) -> None: ...
+        async def recover(self, ports: SystemPorts) -> bool:
+            return True
 
     scenario = replace(PLAIN, lock="migrate", expect="VM is locked")
     assert "foreign-things" in _violated(Thief(), scenario)

@@ -80,6 +80,18 @@ def test_drawn_script_depends_on_the_seed_alone() -> None:
     assert len(drawn) > 40
 
 
+def test_drawn_fault_in_a_recovery_comes_with_a_kill() -> None:
+    own = Place(site="node.set_vm_lock", nth=1, family=Family.NODE.value)
+    places = [own, Place(site="recovery.node.clear_vm_lock", nth=1, family=Family.NODE.value)]
+    seen = 0
+    for seed in range(40):
+        script = draw_script(random.Random(seed), places, with_kills=True)
+        if any(fault.site.startswith("recovery.") for fault in script.faults):
+            seen += 1
+            assert any(f.kind in KILLS and f.site == own.site for f in script.faults)
+    assert seen > 10
+
+
 def test_scouts_know_the_sites_of_undo_and_recovery() -> None:
     sites = {place.site for place in scout("vzdump-qemu", "snapshot-running", with_kills=True)}
     assert {"backup", "backup-cancel", "agent.thaw", "files.rename", "intake.discard"} <= sites

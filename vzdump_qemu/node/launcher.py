@@ -148,9 +148,21 @@ class QemuLauncher:
     def _pid_file(self) -> str:
         return self._layout.pid_file(self._vmid)
 
+    async def _refuse_second(self) -> None:
+        """Two QEMUs on one disk destroy it: one that a killed tool was starting counts too."""
+        for _ in range(int(START_TIMEOUT_MIN_S / _POLL_INTERVAL_S)):
+            if self._table.find_qemu(self._pid_file) is not None:
+                raise PowerError(f"VM {self._vmid} already running")
+            if not self._table.is_starting(self._pid_file):
+                return
+            await asyncio.sleep(_POLL_INTERVAL_S)
+        raise PowerError(
+            f"VM {self._vmid} is being started by another process",
+            hint=f"look for processes with '{self._pid_file}' in their arguments",
+        )
+
     async def _start(self, spec: MachineSpec, *, paused: bool) -> Sequence[str]:
-        if self._table.find_qemu(self._pid_file) is not None:
-            raise PowerError(f"VM {self._vmid} already running")
+        await self._refuse_second()
         layout, vmid = self._layout, self._vmid
         paths = RuntimePaths(
             qmp=layout.qmp_socket(vmid),

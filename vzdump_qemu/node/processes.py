@@ -37,13 +37,25 @@ class ProcessTable:
         pid = _read_pid(pid_file)
         if pid is None or self._is_zombie(pid):
             return None
-        argv = self._argv(pid)
+        return pid if self._owns(self._argv(pid), pid_file) else None
+
+    def is_starting(self, pid_file: str) -> bool:
+        """Whether any process lives that is, or is about to become, the owner of that file.
+
+        A QEMU that is being started has written no pid file yet; its starter may be dead.
+        """
+        for name in os.listdir(self.proc_path):
+            if name.isdigit() and self._owns(self._argv(int(name)), pid_file):
+                return not self._is_zombie(int(name))
+        return False
+
+    def _owns(self, argv: list[str], pid_file: str) -> bool:
         if not self._is_qemu(argv):
-            return None
+            return False
         for option, value in itertools.pairwise(argv):
             if option in ("-pidfile", "--pidfile"):
-                return pid if value == pid_file else None
-        return None
+                return value == pid_file
+        return False
 
     def _is_qemu(self, argv: list[str]) -> bool:
         if not argv:

@@ -37,6 +37,8 @@ _AGENT_SITES = {
 }
 # Longer than any caller waits; the world's own clients are bounded by the simulation.
 _FOR_EVER_S = 1e6
+# What is read late is carried out then; a peer that does not answer by this time has gone.
+_LATE_LIMIT_S = 5.0
 
 
 class FaultyQmp:
@@ -138,7 +140,7 @@ class FaultyQmp:
         async def carry_out_late() -> None:
             await asyncio.sleep(length_s)
             try:
-                await act(_FOR_EVER_S)
+                await act(_LATE_LIMIT_S)
             except BackupError:
                 return  # nobody hears it
 
@@ -149,6 +151,8 @@ class FaultyQmp:
         raise QmpTimeout("got timeout")
 
     def _bend_job(self, fault: Fault) -> None:
+        if self._machine.run_state is None:
+            return
         process = self._machine.process
         half_bytes = sum(disk.size_bytes for _, disk in process.block.disks()) // 2
         rules = process.script.backup
@@ -214,6 +218,8 @@ class FaultyAgent:
         raise AgentTimeout("got timeout")
 
     def _fall_silent(self, *, after: str, length_s: float) -> None:
+        if self._machine.run_state is None:
+            return
         process = self._machine.process
         agent = process.agent
         assert agent is not None
@@ -234,7 +240,7 @@ class FaultyAgent:
         async def carry_out_late() -> None:
             await asyncio.sleep(length_s)
             try:
-                await act(_FOR_EVER_S)
+                await act(_LATE_LIMIT_S)
             except BackupError:
                 return  # nobody hears it
 

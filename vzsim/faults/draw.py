@@ -17,6 +17,7 @@ from vzsim.faults.script import Fault, FaultScript
 FAULT_COUNT_MAX = 5
 # Of a site that is used in a loop these uses stand for all: the first two and the last.
 _EARLY_USES = 2
+_RECOVERY = "recovery."
 _FOCUS = (
     "agent.freeze",
     "agent.status",
@@ -98,4 +99,21 @@ def draw_script(stream: random.Random, places: Sequence[Place], *, with_kills: b
             kind = stream.choice(sorted({fault.kind for fault in options}))
             fault = stream.choice([fault for fault in options if fault.kind is kind])
             faults[(place.site, place.nth)] = fault
+    if with_kills and any(site.startswith(_RECOVERY) for site, _ in faults):
+        _add_kill(stream, places, faults)
     return FaultScript(tuple(faults.values()))
+
+
+def _add_kill(
+    stream: random.Random, places: Sequence[Place], faults: dict[tuple[str, int], Fault]
+) -> None:
+    """A recovery can only fail where there is one: the run before it is killed somewhere."""
+    own = [
+        place
+        for place in places
+        if not place.site.startswith(_RECOVERY) and Family(place.family) not in ACTLESS
+    ]
+    if own:
+        place = stream.choice(own)
+        kind = stream.choice(sorted(KILLS))
+        faults[(place.site, place.nth)] = Fault(site=place.site, nth=place.nth, kind=kind)

@@ -162,13 +162,19 @@ class SimulatedPower:
 
     async def suspend(self) -> Sequence[str]:
         """Stop the processors."""
+        self._require_process()
         self._machine.process.control.stop()
         return ()
 
     async def resume(self) -> Sequence[str]:
         """Let the processors run."""
+        self._require_process()
         self._machine.process.control.cont()
         return ()
+
+    def _require_process(self) -> None:
+        if self._machine.run_state is None:
+            raise PowerError(f"VM {self._machine.vmid} not running")
 
 
 class SimulatedMachine:
