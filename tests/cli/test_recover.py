@@ -80,8 +80,8 @@ def test_lock_and_files_of_a_stopped_vm_are_put_back_one_line_each(lab: Path, co
     outcome = command("recover", "--root", lab)
     assert outcome.code == 0
     assert outcome.out.splitlines() == [
-        f"put back after a killed run: remove-file {partial}",
-        "put back after a killed run: unlock",
+        f"put back after an earlier run: remove-file {partial}",
+        "put back after an earlier run: unlock",
         "nothing is left",
     ]
     assert "lock:" not in config.read_text()
@@ -96,7 +96,7 @@ def test_entry_that_cannot_be_put_back_is_told_with_its_exit_code(lab: Path, com
     path = journal(lab, note(1, "unlock"), note(2, "remove-file", str(blocked)))
     outcome = command("recover", "--root", lab)
     assert outcome.code == 12
-    assert f"remove-file {blocked} of a killed run: " in outcome.err
+    assert f"remove-file {blocked} of an earlier run: " in outcome.err
     assert "not everything could be put back: VM 100" in outcome.err
     assert path.exists()
     blocked.rmdir()
@@ -142,7 +142,7 @@ def test_backup_after_a_kill_puts_the_vm_back_first(lab: Path, command: Run) -> 
     path = journal(lab, note(1, "unlock"))
     outcome = command("--root", lab, 100)
     assert outcome.code == 0, outcome.err
-    assert "WARN: put back after a killed run: unlock" in outcome.err
+    assert "WARN: put back after an earlier run: unlock" in outcome.err
     assert not path.exists()
 
 
@@ -196,5 +196,5 @@ def test_killed_run_is_put_back_by_its_guardian_alone(lab: Path, command: Run) -
     assert "lock:" not in (lab / "etc/pve/qemu-server/100.conf").read_text()
     assert {entry.suffix for entry in (lab / "var/lib/vz/dump").iterdir()} <= {".log"}
     log = (lab / "var/log/vzdump/qemu-100.log").read_text()
-    assert "put back after a killed run: cancel-job" in log
-    assert "put back after a killed run: unlock" in log
+    assert "put back after an earlier run: cancel-job" in log
+    assert "put back after an earlier run: unlock" in log

@@ -197,5 +197,5 @@ def test_backup_killed_with_its_guardian_is_put_back_by_the_next_backup(lab: Lab
     lab.start(SCRIPT)
     await_end(kill_at(lab, "JobAccepted", 0.2, guardian_too=True))
     ended = lab.must(*lab.backup_words())
-    assert "WARN: put back after a killed run: unlock" in ended.err.splitlines()
+    assert "WARN: put back after an earlier run: unlock" in ended.err.splitlines()
     assert_put_back(lab)

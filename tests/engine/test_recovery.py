@@ -171,7 +171,7 @@ class Wreck(World):
 
     def put_back(self) -> list[str]:
         """Kinds in the order they were put back."""
-        prefix = "put back after a killed run: "
+        prefix = "put back after an earlier run: "
         return [event.text.removeprefix(prefix).split()[0] for event in self.told_of(events.Warned)]
 
 
@@ -213,7 +213,7 @@ def test_agent_that_never_answers_is_given_up_and_the_rest_is_put_back() -> None
         assert not await wreck.recover()
         assert wreck.clock.now_ns() - began_ns <= 310 * NS_PER_S
         assert wreck.left() == [THAW]
-        assert wreck.failures() == ["thaw of a killed run"]
+        assert wreck.failures() == ["thaw of an earlier run"]
         assert wreck.node.lock_of(100) == ""
 
     Wreck(has_agent=False).play(scene)
@@ -456,7 +456,7 @@ def test_failed_entry_alone_stays_open_and_is_put_back_the_next_time() -> None:
         await wreck.note(UNLOCK, DETACH, THAW)
         assert not await wreck.recover()
         assert wreck.left() == [DETACH]
-        assert wreck.failures() == [f"detach {NODE} of a killed run"]
+        assert wreck.failures() == [f"detach {NODE} of an earlier run"]
         assert wreck.node.lock_of(100) == ""
         assert await wreck.recover()
         assert NODE not in await wreck.node_names()

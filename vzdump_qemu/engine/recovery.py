@@ -52,10 +52,10 @@ async def recover_vm(
         except (BackupError, OSError, TimeoutError) as error:
             complete = False
             text = str(error) or f"no end within {REVERSAL_TIMEOUT_S:g} seconds"
-            ports.emit(events.UndoFailed(what=f"{what} of a killed run", text=text))
+            ports.emit(events.UndoFailed(what=f"{what} of an earlier run", text=text))
             continue
         journal.strike(index)
-        ports.emit(events.Warned(text=f"put back after a killed run: {what}"))
+        ports.emit(events.Warned(text=f"put back after an earlier run: {what}"))
     return complete
 
 
