@@ -149,7 +149,8 @@ class Scene:
         machine = self.machine
         state = machine.run_state
         agent = machine.process.agent if state is not None else None
-        frozen = agent is not None and agent.is_frozen
+        # A guest that stands still anyway misses nothing by being frozen, and cannot be thawed.
+        frozen = agent is not None and agent.is_frozen and state is RunState.RUNNING
         if self.observed.frozen.look(holds=frozen, now_s=now_s):
             self.log.tell(Lane.GUEST, "frozen" if frozen else "thawed")
         halted = state is not RunState.RUNNING

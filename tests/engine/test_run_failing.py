@@ -248,6 +248,16 @@ def test_refused_start_takes_the_descriptor_back(world: World) -> None:
     assert "closefd" in world.qmp_log
 
 
+def test_refused_descriptor_does_not_wait_for_our_own_connection(world: World) -> None:
+    world.options = BackupOptions(
+        compressor=("zstd",), archive_extension=".zst", mode=BackupMode.SUSPEND
+    )
+    world.script = _scripted(CommandRule(name="getfd", error="no"))
+    result = world.run()
+    world.assert_failed_clean(result, "no")
+    assert result is not None and result.duration_s < 5
+
+
 def test_job_of_another_that_blocks_ours_is_not_cancelled(world: World) -> None:
     text = "previous backup for target 'Proxmox' not finished"
     world.script = _scripted(CommandRule(name="backup", error=text))

@@ -190,6 +190,9 @@ class NativeVmaPath:
         refuse_deadly_devices(self._job.device_ids, sizes)
 
     async def _close_fd(self) -> None:
+        # Our own connection would keep the monitor from us until the time is out.
+        self._qmp = None
+        await self._connection.aclose()
         await close_descriptor(self._machine, self._fd_name)
 
     async def _cancel_ours(self) -> None:
