@@ -83,11 +83,6 @@ class VmaSource:
                 fill = _IteratorFiller(decode_lzop(self._read_exactly)).fill
             case _ as never:
                 assert_never(never)
-        if self.compression is Compression.NONE:
-            buffer = memoryview(bytearray(CHUNK_BYTES))
-            while count := fill(buffer):
-                yield buffer[:count]
-            return
         self._feeder = _Feeder(fill)
         yield from self._feeder.chunks()
 
