@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from tests.engine.world import CONFIG, STDOUT, World, restore_all
+from tests.engine.world import CONFIG, STDOUT, World
 from vzdump_qemu import events
 from vzdump_qemu.events import BackupMode, Consistency, FreezeSkip
 from vzdump_qemu.plan.options import BackupOptions, FleecingOptions
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.script import AgentRules, BackupRules, GuestRules, Script
 from vzsim.world.files import SimulatedFile
+from vzsim.world.restore import restore_disks
 
 STEPS = [
     "JobStarted",
@@ -179,7 +180,7 @@ def test_standard_output_gets_the_stream_and_no_name(world: World) -> None:
     world.options = _options(target=STDOUT)
     result = world.run()
     assert result is not None and result.error is None and result.archive_path == ""
-    assert restore_all(bytes(world.store.stdout)) == world.host.points_in_time
+    assert restore_disks(bytes(world.store.stdout)) == world.host.points_in_time
     assert world.archives() == []
     assert "ArchiveToStdout" in world.names()
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import BatchResult, EnginePorts, RunResult
-from vzdump_qemu.formats.vma import DataRead, VmaReader
 from vzdump_qemu.plan.options import BackupOptions, TargetOptions
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.script import GuestRules, Script
 from vzsim.kernel import Chance, run_simulated
 from vzsim.world.clock import SimulatedClock, SimulatedIds
+from vzsim.world.commands import SimulatedCommands
 from vzsim.world.files import SimulatedFiles
 from vzsim.world.journal import SimulatedJournals
 from vzsim.world.machine import MachineHost, SimulatedMachine, VmShape, memory_images
 from vzsim.world.node import DUMP_DIRECTORY, SimulatedNode
 from vzsim.world.pipes import Descriptors
+from vzsim.world.restore import restore_disks
 from vzsim.world.store import SimulatedStore
 
 CONFIG = """\
@@ -33,23 +34,6 @@ IMAGES = {
     "/var/lib/vz/images/100/vm-100-disk-0.raw": 8 << 20,
     "/var/lib/vz/images/100/vm-100-disk-1.raw": (2 << 20) + 512,
 }
-
-
-class SimulatedCommands:
-    """The `CommandRunner` port; programs are functions of this test."""
-
-    def __init__(self) -> None:
-        self.programs: dict[str, Callable[..., Awaitable[tuple[int, Sequence[str]]]]] = {}
-        self.calls: list[list[str]] = []
-
-    def find(self, program: str) -> str | None:
-        return f"/usr/bin/{program}" if program in self.programs else None
-
-    async def run(
-        self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
-    ) -> tuple[int, Sequence[str]]:
-        self.calls.append(list(argv))
-        return await self.programs[argv[0].rpartition("/")[2]](argv, tuple(pass_fds))
 
 
 @dataclass
@@ -177,10 +161,10 @@ class World:
         """Files in the dump directory."""
         return sorted(path for path in self.files.files if path.startswith(DUMP_DIRECTORY))
 
-    def restored(self) -> dict[str, bytes]:
+    def restored(self) -> dict[str, bytearray]:
         """Disks in the one archive there is."""
         (path,) = self.archives()
-        return restore_all(self.files.read(path))
+        return restore_disks(self.files.read(path))
 
     def assert_nothing_left(self) -> None:
         """No lock, job, descriptor, process, temporary file, handle, frozen guest."""
@@ -209,27 +193,6 @@ class World:
         assert result.error is None, result.error
         assert self.restored() == self.host.points_in_time
         self.assert_nothing_left()
-
-
-def restore_all(stream: bytes) -> dict[str, bytes]:
-    """Decode a plain VMA stream into disks."""
-    reader = VmaReader()
-    reader.feed(stream)
-    reader_disks: dict[int, bytearray] = {}
-    while (event := reader.next_event()) is not None:
-        header = reader.check.header
-        if header is not None and not reader_disks:
-            reader_disks = {d.vma_dev_id: bytearray(d.size_bytes) for d in header.devices}
-        if isinstance(event, DataRead):
-            disk = reader_disks[event.vma_dev_id]
-            end = min(len(disk), event.disk_offset_bytes + len(event.data))
-            disk[event.disk_offset_bytes : end] = event.data[: end - event.disk_offset_bytes]
-    reader.finish()
-    assert reader.check.header is not None
-    return {
-        device.name: bytes(reader_disks[device.vma_dev_id])
-        for device in reader.check.header.devices
-    }
 
 
 STDOUT = TargetOptions(to_stdout=True)

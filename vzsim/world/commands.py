@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-Program = Callable[[Sequence[str]], Awaitable[tuple[int, Sequence[str]]]]
+Program = Callable[[Sequence[str], tuple[int, ...]], Awaitable[tuple[int, Sequence[str]]]]
+"""Gets its arguments and the descriptors it was passed; returns exit status and lines."""
+
+
+async def _do_nothing(argv: Sequence[str], pass_fds: tuple[int, ...]) -> tuple[int, Sequence[str]]:
+    return 0, ()
 
 
 class SimulatedCommands:
     """Finds and runs what the world put in `programs`; `calls` keeps all argument vectors."""
 
     def __init__(self) -> None:
-        self.programs: dict[str, Program] = {}
+        self.programs: dict[str, Program] = {"ionice": _do_nothing}
         self.calls: list[tuple[str, ...]] = []
 
     def find(self, program: str) -> str | None:
@@ -23,4 +28,4 @@ class SimulatedCommands:
     ) -> tuple[int, Sequence[str]]:
         """Run a program to its end."""
         self.calls.append(tuple(argv))
-        return await self.programs[argv[0].rpartition("/")[2]](argv)
+        return await self.programs[argv[0].rpartition("/")[2]](argv, tuple(pass_fds))
