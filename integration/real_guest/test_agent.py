@@ -19,7 +19,7 @@ from vzdump_qemu.errors import AgentCommandError, AgentUnreachable, JobError
 from vzdump_qemu.events import Consistency
 from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.node.opening import open_node
-from vzdump_qemu.ports import JobProgress, Machine, VmaIntake, VmaProof
+from vzdump_qemu.ports import Machine
 
 UP_WITHIN_S = 90.0
 
@@ -129,7 +129,7 @@ async def _until_written(disk: Path, before: bytes) -> None:
 
 @dataclass
 class StandInJob:
-    """A data path whose point in time is a copy of the disk."""
+    """A start whose point in time is a copy of the disk."""
 
     disk: Path
     error: JobError | None = None
@@ -143,22 +143,6 @@ class StandInJob:
         self.copies.append(self.disk.read_bytes())
         return "uuid"
 
-    async def prepare(self, undo: UndoStack) -> None:
-        raise NotImplementedError
-
-    async def progress(self) -> JobProgress:
-        raise NotImplementedError
-
-    async def finish(self) -> VmaProof:
-        raise NotImplementedError
-
-    def failure(self) -> None:
-        return None
-
-    @property
-    def intake(self) -> VmaIntake:
-        raise NotImplementedError
-
 
 async def _through_the_window(
     guest: Guest, job: StandInJob
@@ -169,7 +153,7 @@ async def _through_the_window(
     async with ports.journals.open(100) as journal:
         undo = UndoStack(heard.append, journal)
         try:
-            await window.start_frozen(job, undo)
+            await window.start_frozen(job.start, undo)
         except JobError as error:
             assert error is job.error
         finally:

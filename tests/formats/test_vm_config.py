@@ -342,3 +342,7 @@ def test_parse_property_of_a_later_platform_keeps_the_disk() -> None:
     config = parse_vm_config(b"scsi0: a:b,foo=1,size=1G\n", vmid=100)
     assert [drive.volid for drive in config.drives] == ["a:b"]
     assert config.drives[0].size_text == "1G"
+
+
+def test_parse_fraction_of_a_second_for_a_migration_is_no_warning() -> None:
+    assert parse_vm_config(b"migrate_downtime: 0.1\n", vmid=100).warnings == ()

@@ -98,6 +98,9 @@ async def test_set_vm_lock_of_locked_vm_is_refused(node, config, lock):
 async def test_set_vm_lock_in_a_snapshot_section_does_not_count(node, config):
     config.write_bytes(RAW + b"\n[before]\nlock: snapshot\n")
     await node.set_vm_lock(100)
+    main_section, _, other = config.read_bytes().partition(b"[before]")
+    assert b"lock: backup\n" in main_section
+    assert other == b"\nlock: snapshot\n"
 
 
 async def test_clear_vm_lock_without_lock_is_refused(node):

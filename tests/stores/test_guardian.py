@@ -124,8 +124,10 @@ def test_guardian_that_died_does_not_end_the_run() -> None:
 
 
 def test_holding_without_a_watch_does_nothing(witness: Guardian) -> None:
+    before = set(os.listdir("/proc/self/fd"))
     witness.hold(0)
     witness.release()
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_real_guardian_ends_well_after_a_farewell(guard: RealGuard) -> None:

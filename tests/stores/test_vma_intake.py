@@ -257,7 +257,9 @@ def _flood() -> list[bytes]:
 async def test_intake_dead_compressor_is_noticed_before_any_data(tmp_path: Path) -> None:
     intake = await ArchiveDirectory().open_intake(_target(tmp_path, ("sh", "-c", "exit 5")))
     await _until(lambda: isinstance(intake.failure(), CompressorError))
+    assert "wrong exit status 5" in str(intake.failure())
     await intake.discard()
+    assert os.listdir(tmp_path) == []
 
 
 async def test_intake_unrunnable_compressor_leaves_nothing(tmp_path: Path) -> None:

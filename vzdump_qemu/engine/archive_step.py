@@ -187,16 +187,16 @@ class ArchiveStep:
     async def _start(self, window: FreezeWindow, path: NativeVmaPath) -> str:
         found = self.found
         if self.mode is BackupMode.STOP or not found.was_running or found.was_paused:
-            return await window.start_unfrozen(path)
+            return await window.start_unfrozen(path.start)
         if not (self.config.agent.enabled and self.config.agent.freeze_fs):
             self.ports.emit(events.FreezeSkipped(reason=FreezeSkip.DISABLED))
-            return await window.start_unfrozen(path)
+            return await window.start_unfrozen(path.start)
         if self.mode is BackupMode.SUSPEND:
             # A guest whose vCPUs stand still cannot answer, and what is sent to it now would
             # be carried out when it runs on.
             self.ports.emit(events.FreezeSkipped(reason=FreezeSkip.NOT_RUNNING))
-            return await window.start_unfrozen(path)
-        return await window.start_frozen(path, self.undo)
+            return await window.start_unfrozen(path.start)
+        return await window.start_frozen(path.start, self.undo)
 
     async def _query_features(self) -> dict[str, object] | None:
         """The Proxmox feature list; None (and a warning) if it could not be had."""

@@ -6,12 +6,12 @@ that was sent, whatever its answer. Source: host behaviour, section 6.6; failure
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from vzdump_qemu import events
-from vzdump_qemu.engine.context import DataPath, EnginePorts
+from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import AgentCommandError, GuestError
 from vzdump_qemu.events import Consistency, FreezeSkip
@@ -32,6 +32,8 @@ THAW_PAUSE_S = 1.0
 THAW_DEADLINE_S = THAW_ATTEMPT_COUNT_MAX * (2 * THAW_TIMEOUT_S + THAW_PAUSE_S)
 
 _T = TypeVar("_T")
+StartJob: TypeAlias = Callable[[], Awaitable[str]]
+"""Fixes the point in time and returns the job's uuid."""
 
 
 class FreezeWindow:
@@ -52,12 +54,12 @@ class FreezeWindow:
         self.consistency = Consistency.CRASH
         self.freeze_window_s: float | None = None
 
-    async def start_unfrozen(self, data_path: DataPath) -> str:
+    async def start_unfrozen(self, start: StartJob) -> str:
         """Fix the point in time without asking the guest; return the job's uuid."""
         self._ports.emit(events.JobStartIssued())
-        return await data_path.start()
+        return await start()
 
-    async def start_frozen(self, data_path: DataPath, undo: UndoStack) -> str:
+    async def start_frozen(self, start: StartJob, undo: UndoStack) -> str:
         """Fix the point in time while the guest's file systems are frozen, if it has an agent.
 
         A failed freeze is told and the backup goes on; the thaw is sent all the same, because
@@ -66,7 +68,7 @@ class FreezeWindow:
         """
         async with self._connection:
             if not await self._is_willing():
-                return await self.start_unfrozen(data_path)
+                return await self.start_unfrozen(start)
             thaw = await undo.push(
                 "thaw the guest",
                 self._thaw,
@@ -76,7 +78,7 @@ class FreezeWindow:
             try:
                 await self._freeze()
                 self._ports.emit(events.JobStartIssued())
-                return await self._timed(data_path.start())
+                return await self._timed(start())
             finally:
                 await thaw.run()
 

@@ -36,13 +36,14 @@ _BOOLEANS = (
     "numa", "onboot", "protection", "reboot", "tablet", "tdf", "template",
 )  # fmt: skip
 _INTEGERS = (
-    "balloon", "cores", "migrate_downtime", "shares", "smp", "snaptime", "sockets", "vcpus",
+    "balloon", "cores", "shares", "smp", "snaptime", "sockets", "vcpus",
 )  # fmt: skip
 _TEXTS = (
     "affinity", "agent", "amd-sev", "arch", "args", "audio0", "bios", "boot", "bootdisk",
     "cicustom", "cipassword", "citype", "ciuser", "cpu", "cpulimit", "cpuunits", "description",
     "hookscript", "hotplug", "hugepages", "import-working-storage", "intel-tdx", "ivshmem",
-    "keyboard", "lock", "machine", "memory", "meta", "migrate_speed", "name", "nameserver",
+    "keyboard", "lock", "machine", "memory", "meta", "migrate_downtime", "migrate_speed", "name",
+    "nameserver",
     "ostype", "parent", "rng0", "running-nets-host-mtu", "runningcpu", "runningmachine", "scsihw",
     "searchdomain", "smbios1", "snapstate", "spice_enhancements", "sshkeys", "startdate",
     "startup", "tags", "vga", "vmgenid", "vmstate", "vmstatestorage", "watchdog",
