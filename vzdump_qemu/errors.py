@@ -161,6 +161,12 @@ class JobError(BackupError):
     exit_code = 40
 
 
+class DiskReadError(BackupError):
+    """A disk could not be opened or read at its point in time."""
+
+    exit_code = 41
+
+
 class VmaError(BackupError):
     """A VMA stream that is not whole, or content that VMA cannot hold.
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from vzdump_qemu.errors import BackupError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QmpEvent:
@@ -307,6 +309,90 @@ class VmaIntake(Protocol):
         """Drain what still comes, end the compressor, remove the temporary file. Idempotent.
 
         Does nothing to an archive that was published.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskOrigin:
+    """Where one disk's bytes at the point in time are read from: an NBD export or a raw file.
+
+    Attributes:
+        device_id: its name in the archive.
+        size_bytes: of the whole disk.
+        nbd_socket: path of the UNIX socket that serves it; empty for a raw file.
+        export_name: NBD export name.
+        bitmap_name: dirty bitmap served with the export that marks what may have changed since
+            the base of an incremental backup; empty means everything may have.
+        file_path: raw image or block device; empty for an NBD export.
+    """
+
+    device_id: str
+    size_bytes: int
+    nbd_socket: str = ""
+    export_name: str = ""
+    bitmap_name: str = ""
+    file_path: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferProgress:
+    """How far a transfer is; all amounts in bytes, over all disks.
+
+    Attributes:
+        done_bytes: of `total_bytes`, dealt with in any way.
+        read_bytes: read from the disks.
+        zero_bytes: found or known to be zero.
+        reused_bytes: known to be unchanged and not read.
+    """
+
+    total_bytes: int
+    done_bytes: int
+    read_bytes: int
+    zero_bytes: int
+    reused_bytes: int = 0
+
+
+class DiskTransfer(Protocol):
+    """Disks on their way to a target, moved by worker threads of an adapter."""
+
+    def progress(self) -> TransferProgress: ...
+
+    def failure(self) -> BackupError | None:
+        """The first thing that went wrong so far, without waiting."""
+        ...
+
+    async def finish(self) -> None:
+        """Wait until everything was handed over. Raises the first failure."""
+        ...
+
+    async def cancel(self) -> None:
+        """Stop reading and let go of the disks. Bounded, idempotent, never raises."""
+        ...
+
+
+class VmaPacker(Protocol):
+    """Reads disks and writes them as one VMA stream into an intake."""
+
+    async def begin(
+        self,
+        origins: Sequence[DiskOrigin],
+        intake: VmaIntake,
+        *,
+        uuid: str,
+        configs: Sequence[tuple[str, bytes]],
+        rate_limit_bytes_per_s: int,
+    ) -> DiskTransfer:
+        """Connect to every disk, then begin to move them.
+
+        The write end of the intake's pipe belongs to the transfer from now on; it is closed at
+        the transfer's end, whatever that is.
+
+        Args:
+            configs: name and content of each configuration, in the order they are stored.
+            rate_limit_bytes_per_s: of reading, over all disks; 0 means unlimited.
+        Raises:
+            DiskReadError: a disk could not be opened; nothing was written.
         """
         ...
 
