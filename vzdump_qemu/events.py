@@ -218,6 +218,19 @@ class ArchiveCreating(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataPathChosen(Event):
+    """Which way the bytes travel.
+
+    Attributes:
+        name: as ``--data-path`` takes it.
+        reason: why this one; empty where the operator asked for it.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoDisksFound(Event):
     """Nothing but the configuration will be stored."""
 
@@ -391,10 +404,24 @@ class JobAborting(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoFailed(Event):
-    """One reversal did not succeed; the first error stays the primary one."""
+    """One reversal did not succeed (yet); the first error stays the primary one."""
 
     what: str
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndoSucceeded(Event):
+    """A reversal that had failed before did succeed."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryNotNeeded(Event):
+    """A VM's journal belongs to a run that lives: it ends in order by itself."""
+
+    vmid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

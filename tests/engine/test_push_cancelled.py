@@ -10,6 +10,7 @@ import pytest
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.events import Event
 from vzdump_qemu.ports import Reversal, ReversalKind
+from vzsim.world.clock import SimulatedClock
 
 
 class SlowJournal:
@@ -33,7 +34,7 @@ class SlowJournal:
 
 async def test_note_of_a_cancelled_push_is_struck_and_its_act_not_undone() -> None:
     journal, told, acts = SlowJournal(), list[Event](), list[str]()
-    undo = UndoStack(told.append, journal)
+    undo = UndoStack(told.append, journal, SimulatedClock())
 
     async def act() -> None:
         acts.append("undone")

@@ -91,6 +91,7 @@ class Wreck(World):
         self.ports = EnginePorts(
             node=self.node,
             store=self.store,
+            packer=self.packer,
             journals=self.journals,
             commands=self.commands,
             clock=self.clock,

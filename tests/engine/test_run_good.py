@@ -25,6 +25,7 @@ STEPS = [
     "ModeChosen",
     "IoPrioritySet",
     "ArchiveCreating",
+    "DataPathChosen",
     "FreezeIssued",
     "JobStartIssued",
     "ThawIssued",

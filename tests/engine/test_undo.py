@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vzdump_qemu import events
-from vzdump_qemu.engine.undo import UndoStack, run_shielded
+from vzdump_qemu.engine.undo import RETRY_PAUSES_S, UndoStack, run_shielded
 from vzdump_qemu.errors import ConfigError, GuestError
 from vzdump_qemu.ports import Reversal, ReversalKind
 from vzdump_qemu.units import NS_PER_S
@@ -38,7 +38,7 @@ class Undoing:
     told: list[events.Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.stack = UndoStack(self.told.append, self.journal)
+        self.stack = UndoStack(self.told.append, self.journal, SimulatedClock())
 
     def act(
         self, name: str, *, lasts_s: float = 0.0, error: Exception | None = None
@@ -148,12 +148,13 @@ def test_dismissed_undo_is_struck_and_never_runs(undoing: Undoing) -> None:
     play(scene())
 
 
-def test_failed_undo_that_is_dismissed_later_stays_noted(undoing: Undoing) -> None:
+def test_failed_undo_of_something_that_ended_by_itself_is_struck(undoing: Undoing) -> None:
     async def scene() -> None:
         handle = await undoing.stack.push("t", undoing.act("", error=GuestError("no")), THAW)
         await handle.run()
-        handle.dismiss()
         assert undoing.noted() == [THAW]
+        handle.dismiss()
+        assert undoing.noted() == []
 
     play(scene())
 
@@ -189,7 +190,8 @@ def test_undo_without_an_end_is_cut_off_at_its_deadline(undoing: Undoing) -> Non
         await undoing.stack.push("a", undoing.act("a"), UNLOCK)
         await undoing.stack.push("b", undoing.act("b", lasts_s=1e6), THAW, timeout_s=30.0)
         await undoing.stack.unwind()
-        assert clock.now_ns() == 30 * NS_PER_S
+        attempt_count = 1 + len(RETRY_PAUSES_S)
+        assert clock.now_ns() == (30 * attempt_count + sum(RETRY_PAUSES_S)) * NS_PER_S
         assert undoing.failures() == [("b", "no end within 30 seconds")]
         assert undoing.done == ["a"]
         assert undoing.noted() == [THAW]
@@ -247,5 +249,96 @@ def test_shielded_act_that_fails_wins_over_the_cancellation() -> None:
         task.cancel()
         with pytest.raises(GuestError, match="no answer"):
             await task
+
+    play(scene())
+
+
+class FailsTwice:
+    """An undo that succeeds the third time."""
+
+    def __init__(self, undoing: Undoing) -> None:
+        self._undoing = undoing
+        self.attempt_count = 0
+
+    async def __call__(self) -> None:
+        self.attempt_count += 1
+        if self.attempt_count <= 2:
+            raise GuestError("no answer")
+        self._undoing.done.append("thaw")
+
+
+def test_undo_that_failed_is_tried_again_and_told_once(undoing: Undoing) -> None:
+    async def scene() -> None:
+        await undoing.stack.push("thaw the guest", FailsTwice(undoing), THAW)
+        await undoing.stack.unwind()
+        assert undoing.done == ["thaw"]
+        assert undoing.noted() == []
+        assert undoing.failures() == [("thaw the guest", "no answer")]
+        assert undoing.told[-1] == events.UndoSucceeded(what="thaw the guest")
+
+    play(scene())
+
+
+def test_lock_goes_after_what_succeeds_only_when_tried_again(undoing: Undoing) -> None:
+    async def scene() -> None:
+        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK, is_last=True)
+        await undoing.stack.push("thaw", FailsTwice(undoing), THAW)
+        await undoing.stack.unwind()
+        assert undoing.done == ["thaw", "unlock"]
+
+    play(scene())
+
+
+def test_lock_goes_even_if_something_stays_open(undoing: Undoing) -> None:
+    async def scene() -> None:
+        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK, is_last=True)
+        await undoing.stack.push("thaw", undoing.act("", error=GuestError("no")), THAW)
+        await undoing.stack.unwind()
+        assert undoing.done == ["unlock"]
+        assert undoing.noted() == [THAW]
+
+    play(scene())
+
+
+def test_cancelling_between_two_attempts_ends_the_trying(undoing: Undoing) -> None:
+    async def scene() -> None:
+        attempts = FailsTwice(undoing)
+        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK, is_last=True)
+        await undoing.stack.push("thaw", attempts, THAW)
+        task = asyncio.ensure_future(undoing.stack.unwind())
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (attempts.attempt_count, undoing.done) == (2, ["unlock"])
+        assert undoing.noted() == [THAW]
+
+    play(scene())
+
+
+def test_undo_that_hurts_the_guest_is_tried_beside_the_run(undoing: Undoing) -> None:
+    async def scene() -> None:
+        handle = await undoing.stack.push("thaw", FailsTwice(undoing), THAW)
+        await handle.run()
+        undoing.stack.persist(handle)
+        await asyncio.sleep(3600)
+        assert undoing.done == ["thaw"]
+        assert undoing.noted() == []
+        await undoing.stack.unwind()
+        assert undoing.done == ["thaw"]
+
+    play(scene())
+
+
+def test_trying_beside_the_run_ends_with_it(undoing: Undoing) -> None:
+    async def scene() -> None:
+        error = GuestError("no")
+        handle = await undoing.stack.push("thaw", undoing.act("", error=error), THAW)
+        undoing.stack.persist(handle)
+        await asyncio.sleep(100)
+        await undoing.stack.unwind()
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 1
+        assert undoing.noted() == [THAW]
 
     play(scene())

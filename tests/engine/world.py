@@ -12,6 +12,7 @@ from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import BatchResult, EnginePorts, RunResult
 from vzdump_qemu.plan.options import BackupOptions, TargetOptions
 from vzsim.fakeqmp.run_state import RunState
+from vzsim.fakeqmp.schema import Dialect
 from vzsim.fakeqmp.script import GuestRules, Script
 from vzsim.kernel import Chance, run_simulated
 from vzsim.world.clock import SimulatedClock, SimulatedIds
@@ -20,6 +21,7 @@ from vzsim.world.files import SimulatedFiles
 from vzsim.world.journal import SimulatedJournals
 from vzsim.world.machine import MachineHost, SimulatedMachine, VmShape, memory_images
 from vzsim.world.node import DUMP_DIRECTORY, SimulatedNode
+from vzsim.world.packer import SimulatedPacker
 from vzsim.world.pipes import Descriptors
 from vzsim.world.restore import restore_disks
 from vzsim.world.store import SimulatedStore
@@ -50,6 +52,7 @@ class World:
     has_agent: bool = True
     shutdown_s: float = 2.0
     start_error: str = ""
+    dialect: Dialect = Dialect.PVE
     seed: int = 1
     arrange: Callable[[World], None] = lambda world: None
     meanwhile: Callable[[World], Awaitable[None]] | None = None
@@ -61,6 +64,7 @@ class World:
     node: SimulatedNode = field(init=False)
     store: SimulatedStore = field(init=False)
     files: SimulatedFiles = field(init=False)
+    packer: SimulatedPacker = field(init=False)
     machine: SimulatedMachine = field(init=False)
     host: MachineHost = field(init=False)
     clock: SimulatedClock = field(default_factory=SimulatedClock)
@@ -89,7 +93,9 @@ class World:
             script=replace(self.script, guest=guest),
             shutdown_s=self.shutdown_s,
             start_error=self.start_error,
+            dialect=self.dialect,
         )
+        self.packer = SimulatedPacker(self.host.sockets, images)
         self.machine = SimulatedMachine(shape, self.host)
         self.node.machines[100] = self.machine
         self.node.configs[100] = self.config.encode()
@@ -125,6 +131,7 @@ class World:
         ports = EnginePorts(
             node=self.node,
             store=self.store,
+            packer=self.packer,
             journals=self.journals,
             commands=self.commands,
             clock=self.clock,

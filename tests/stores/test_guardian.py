@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,13 @@ def is_readerless(write_fd: int) -> bool:
     return bool(poll.poll(0)) and bool(poll.poll(0)[0][1] & select.POLLERR)
 
 
+def wait_for(path: Path) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < deadline_s, path
+        time.sleep(0.01)
+
+
 def wait_until_readerless(write_fd: int) -> bool:
     poll = select.poll()
     poll.register(write_fd, 0)
@@ -86,24 +95,27 @@ def wait_until_readerless(write_fd: int) -> bool:
 def test_program_starts_with_the_vms_id_and_ends_by_the_farewell(
     witness: Guardian, tmp_path: Path
 ) -> None:
-    with witness.watch(100):
-        pass
+    with witness.watch(100) as send_home:
+        send_home()
     assert (tmp_path / "ended").read_text() == FAREWELL.decode()
     pid = int((tmp_path / "begun-100").read_text())
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_farewell_is_said_after_an_error_too(witness: Guardian, tmp_path: Path) -> None:
+def test_end_without_a_farewell_is_a_death(witness: Guardian, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), witness.watch(100):
+        wait_for(tmp_path / "begun-100")
         raise ZeroDivisionError
-    assert (tmp_path / "ended").read_text() == FAREWELL.decode()
+    pid = int((tmp_path / "begun-100").read_text())
+    with suppress(ChildProcessError):  # reaped already when the next child was started
+        os.waitpid(pid, 0)
+    assert (tmp_path / "ended").read_text() == "death"
 
 
 def test_watching_again_starts_another(witness: Guardian, tmp_path: Path) -> None:
-    with witness.watch(100):
-        pass
-    with witness.watch(200):
-        pass
+    for vmid in (100, 200):
+        with witness.watch(vmid) as send_home:
+            send_home()
     assert (tmp_path / "begun-100").exists()
     assert (tmp_path / "begun-200").exists()
 

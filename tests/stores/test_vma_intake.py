@@ -362,6 +362,34 @@ async def test_intake_failing_publish_step_leaves_no_final_name(tmp_path: Path, 
     assert not os.path.exists(target.final_path)
 
 
+class NameSticksOnce(ScriptedFiles):
+    """The directory cannot be synced, and the name not be taken back at once."""
+
+    def __init__(self) -> None:
+        super().__init__(fail="sync_directory")
+        self._refusals = 1
+
+    def unlink(self, path: str) -> None:
+        if path.endswith(".vma") and self._refusals:
+            self._refusals -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().unlink(path)
+
+
+async def test_intake_name_that_stayed_after_a_failed_publishing_goes_with_discarding(
+    tmp_path: Path,
+) -> None:
+    target = _target(tmp_path)
+    intake = await ArchiveDirectory(files=NameSticksOnce()).open_intake(target)
+    _feed(intake, TWO_DISKS)
+    await intake.finish(_expect(), timeout_s=WAIT_S)
+    with pytest.raises(TargetError):
+        await intake.publish()
+    assert os.path.exists(target.final_path)
+    await intake.discard()
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("number", [0, errno.EPERM], ids=["by-link", "by-rename"])
 async def test_intake_existing_final_file_is_not_overwritten(tmp_path: Path, number: int) -> None:
     target = _target(tmp_path)

@@ -34,6 +34,8 @@ def recover_command(root: str) -> None:
         if isinstance(event, events.Warned):
             count += 1
             click.echo(event.text)
+        elif isinstance(event, events.RecoveryNotNeeded):
+            click.echo(f"a backup of VM {event.vmid} is running: it ends in order by itself")
         elif isinstance(event, events.UndoFailed):
             click.echo(f"{event.what}: {event.text}", err=True)
 

@@ -5,19 +5,16 @@ Shared by the guardian, which appends to the dead run's log, and by the verb ``r
 
 from __future__ import annotations
 
-import asyncio
-
 from vzdump_qemu.api import join_ports, open_node
 from vzdump_qemu.cli.effective import LOG_DIRECTORY
 from vzdump_qemu.cli.log_line import render_clock_time
 from vzdump_qemu.cli.render_vzdump import LogRenderer
-from vzdump_qemu.engine.recovery import recover_all, recover_vm
+from vzdump_qemu.engine.recovery import recover_all, recover_persistently
 from vzdump_qemu.events import Emit, Event
 from vzdump_qemu.stores.system import SystemClock
 
-# The VM's lock is busy while the next job's run recovers it itself.
-_ATTEMPT_COUNT = 3
-_PAUSE_S = 5.0
+# A run that lives is left alone; a guardian at its work is soon done.
+_OWNER_TIMEOUT_S = 5.0
 
 
 async def recover_after_death(root: str, vmid: int) -> bool:
@@ -25,19 +22,14 @@ async def recover_after_death(root: str, vmid: int) -> bool:
     emit = _appending_to(f"{root.rstrip('/')}{LOG_DIRECTORY}/qemu-{vmid}.log")
     async with open_node(root) as node:
         ports = join_ports(node, emit=emit, guarded=False)
-        for _ in range(_ATTEMPT_COUNT):
-            async with ports.journals.open(vmid) as journal:
-                machine = node.machine(vmid)
-                if await recover_vm(ports, machine, journal, holds_global_lock=False):
-                    return True
-            await asyncio.sleep(_PAUSE_S)
-    return False
+        return await recover_persistently(ports, vmid)
 
 
 async def recover_node(root: str, emit: Emit) -> tuple[int, ...]:
     """Recover every VM of a node; VMs left with something open."""
     async with open_node(root) as node:
-        return await recover_all(join_ports(node, emit=emit, guarded=False))
+        ports = join_ports(node, emit=emit, guarded=False, owner_timeout_s=_OWNER_TIMEOUT_S)
+        return await recover_all(ports)
 
 
 def _appending_to(path: str) -> Emit:

@@ -75,6 +75,14 @@ def _render_included(event: events.DiskIncluded) -> tuple[LogLine, ...]:
     return info(f"include disk '{event.key}' '{event.volid}' {event.size_text}".rstrip())
 
 
+def _render_data_path(event: events.DataPathChosen) -> tuple[LogLine, ...]:
+    # What vzdump itself does needs no word; its log has none.
+    if event.name == "native":
+        return ()
+    why = event.reason or "asked for"
+    return info(f"data path: {event.name} ({why})")
+
+
 def _render_continued(event: events.VmContinued) -> tuple[LogLine, ...]:
     if event.downtime_s is None:
         return info("resuming VM again")
@@ -116,6 +124,8 @@ _JOB_LINES: LineTable = {
     events.IoPrioritySet: lambda e: info(f"ionice priority: {e.io_priority}"),
     events.Warned: lambda e: warn(e.text),
     events.UndoFailed: lambda e: error(f"unable to {e.what} - {e.text}"),
+    events.UndoSucceeded: lambda e: info(f"managed to {e.what} after all"),
+    events.RecoveryNotNeeded: lambda e: info(f"a backup of VM {e.vmid} is running"),
 }
 
 _PREPARE_LINES: LineTable = {
@@ -131,6 +141,7 @@ _PREPARE_LINES: LineTable = {
     events.ConfigSectionSkipped: lambda e: info(_SECTION_TEXTS[e.kind]),
     events.ArchiveToStdout: lambda _: info("sending archive to stdout"),
     events.ArchiveCreating: lambda e: info(f"creating vzdump archive '{e.archive_path}'"),
+    events.DataPathChosen: _render_data_path,
     events.NoDisksFound: lambda _: info("backup contains no disks"),
     events.DisklessStarted: lambda _: info("starting diskless backup"),
     events.TemplateStarted: lambda _: info("starting template backup"),

@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.power import is_guest_off
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import AgentCommandError, GuestError
 from vzdump_qemu.events import Consistency, FreezeSkip
@@ -26,8 +27,11 @@ STATUS_AFTER_FREEZE_TIMEOUT_S = 600.0
 STATUS_AFTER_FREEZE_COUNT = 5
 # Windows guests were seen to take 54 s for a thaw.
 THAW_TIMEOUT_S = 180.0
-THAW_ATTEMPT_COUNT_MAX = 5
+# What does not help twice is tried again and again beside the run: a job must not wait for it.
+THAW_ATTEMPT_COUNT_MAX = 2
 THAW_PAUSE_S = 1.0
+# The window holds the monitor: only between the attempts beside the run can it be asked.
+GONE_TIMEOUT_S = 2.0
 # All attempts with their pauses; the undo stack must not cut them short.
 THAW_DEADLINE_S = THAW_ATTEMPT_COUNT_MAX * (2 * THAW_TIMEOUT_S + THAW_PAUSE_S)
 
@@ -81,6 +85,7 @@ class FreezeWindow:
                 return await self._timed(start())
             finally:
                 await thaw.run()
+                undo.persist(thaw)
 
     async def _connect(self, timeout_s: float) -> Agent:
         # The channel serves one client: the old connection goes before a new one can be heard.
@@ -177,13 +182,15 @@ class FreezeWindow:
             if attempt_count > 1:
                 self._ports.emit(events.ThawRetried(attempt_count=attempt_count))
             thawed = await self._timed(self._try_thaw())
-            # Nothing is frozen in a guest whose QEMU is gone.
-            thawed = thawed or not await self._machine.is_running()
+            thawed = thawed or await is_guest_off(self._machine, timeout_s=GONE_TIMEOUT_S)
             if thawed:
                 break
             await self._ports.clock.sleep(THAW_PAUSE_S)
         ended_ns = self._ports.clock.now_ns()
         await self._connection.aclose()
+        if not thawed:
+            text = "the guest's file systems may still be frozen: thaw them inside the guest"
+            raise GuestError(text)
         window_ns = ended_ns - self._sent_ns
         self.freeze_window_s = window_ns / NS_PER_S
         self._ports.emit(
@@ -192,9 +199,6 @@ class FreezeWindow:
                 own_s=max(0, window_ns - self._waited_ns) / NS_PER_S,
             )
         )
-        if not thawed:
-            text = "the guest's file systems may still be frozen: thaw them inside the guest"
-            raise GuestError(text)
 
     async def _try_thaw(self) -> bool:
         try:

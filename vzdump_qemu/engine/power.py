@@ -6,7 +6,7 @@ Owns which acts the modes make and how each is reversed. Source: host behaviour,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vzdump_qemu import events
@@ -14,7 +14,7 @@ from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import PowerError, QmpError
 from vzdump_qemu.events import BackupMode
-from vzdump_qemu.ports import Machine, Reversal, ReversalKind
+from vzdump_qemu.ports import Machine, Qmp, Reversal, ReversalKind
 from vzdump_qemu.units import NS_PER_S
 
 CONNECT_TIMEOUT_S = 60.0
@@ -22,16 +22,55 @@ STATUS_TIMEOUT_S = 60.0
 # `cont` right after a job start was seen to take far longer than other commands.
 CONT_TIMEOUT_S = 45.0
 CONT_ATTEMPT_COUNT = 3
+QUIT_TIMEOUT_S = 60.0
 PAUSED_STATES = frozenset({"paused", "prelaunch"})
 # Quit, SIGTERM and SIGKILL have limits of their own below this one.
-STOP_UNDO_TIMEOUT_S = 240.0
+STOP_UNDO_TIMEOUT_S = 360.0
+
+
+async def _ask_run_state(qmp: Qmp, timeout_s: float) -> str:
+    reply = await qmp.execute("query-status", timeout_s=timeout_s)
+    return str(reply.get("status", "")) if isinstance(reply, Mapping) else ""
 
 
 async def query_run_state(machine: Machine) -> str:
     """QMP run state, e.g. ``running``. Raises QmpError."""
     async with machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
-        reply = await qmp.execute("query-status", timeout_s=STATUS_TIMEOUT_S)
-    return str(reply.get("status", "")) if isinstance(reply, Mapping) else ""
+        return await _ask_run_state(qmp, STATUS_TIMEOUT_S)
+
+
+async def is_guest_off(machine: Machine, *, timeout_s: float) -> bool:
+    """Whether QEMU is gone or its guest has powered off; False if that cannot be told in time."""
+    if not await machine.is_running():
+        return True
+    try:
+        async with machine.connect_qmp(timeout_s=timeout_s) as qmp:
+            return await _ask_run_state(qmp, timeout_s) == "shutdown"
+    except QmpError:
+        return False
+
+
+async def stop_unused(machine: Machine, tell: Callable[[], None]) -> tuple[str, Sequence[str]]:
+    """End a QEMU that was started for a backup, unless somebody uses it by now.
+
+    Asked and told on one connection: whoever resumes this VM needs that monitor as well, and so
+    comes before the question or finds no QEMU.
+
+    Args:
+        tell: called before QEMU is told to end.
+    Returns:
+        Run state that was found, and what ending it printed.
+    """
+    async with machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
+        run_state = await _ask_run_state(qmp, STATUS_TIMEOUT_S)
+        if run_state != "prelaunch":
+            return run_state, ()
+        tell()
+        try:
+            await qmp.execute("quit", timeout_s=QUIT_TIMEOUT_S)
+        except QmpError:
+            pass  # the connection often ends before the answer; what still lives ends below
+    return run_state, await machine.power.stop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +140,10 @@ class PowerState:
         )
         self._tell_output(await self._machine.power.start_paused())
 
-    async def continue_after_start(self) -> None:
+    async def continue_after_start(self, undo: UndoStack) -> None:
         """The point in time is fixed: let the guest run on, if it ran before.
 
-        A failing `cont` does not end the run: it is tried again here and once more at the end.
+        A failing `cont` does not end the run: it is tried again here, then beside the run.
         """
         if not self._found.was_running or self._found.was_paused:
             return
@@ -119,6 +158,8 @@ class PowerState:
                 text = f"could not continue the VM (attempt {attempt_count}) - {error}"
                 self._ports.emit(events.Warned(text=text))
         else:
+            if self._release is not None:
+                undo.persist(self._release)
             return
         if self._halted_ns is not None:
             downtime_s = (self._ports.clock.now_ns() - self._halted_ns) / NS_PER_S
@@ -167,12 +208,12 @@ class PowerState:
     async def _restore_stopped(self) -> None:
         if not await self._machine.is_running():
             return
-        run_state = await query_run_state(self._machine)
+        run_state, lines = await stop_unused(
+            self._machine, lambda: self._ports.emit(events.QemuStopping())
+        )
         if run_state != "prelaunch":
             self._ports.emit(events.VmKeptRunning(run_state=run_state))
-            return
-        self._ports.emit(events.QemuStopping())
-        self._tell_output(await self._machine.power.stop())
+        self._tell_output(lines)
 
     def _tell_output(self, lines: Sequence[str]) -> None:
         for line in lines:

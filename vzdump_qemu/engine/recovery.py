@@ -15,11 +15,19 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.attachments import Attachments
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.native_vma import cancel_job, close_descriptor
-from vzdump_qemu.engine.power import PAUSED_STATES, query_run_state
+from vzdump_qemu.engine.power import (
+    PAUSED_STATES,
+    is_guest_off,
+    query_run_state,
+    stop_unused,
+)
+from vzdump_qemu.engine.pull_source import release_pulled_disk, stop_nbd_server
 from vzdump_qemu.errors import BackupError, ConfigError, GuestError, VmLocked
 from vzdump_qemu.ports import Journal, Machine, Reversal, ReversalKind
+from vzdump_qemu.units import NS_PER_S
 
-REVERSAL_TIMEOUT_S = 300.0
+# Longer than a guest's way down and a start after it.
+REVERSAL_TIMEOUT_S = 1200.0
 THAW_TIMEOUT_S = 180.0
 AGENT_TIMEOUT_S = 5.0
 THAW_ATTEMPT_COUNT_MAX = 10
@@ -27,6 +35,15 @@ THAW_PAUSE_S = 1.0
 # A job that began after our death holds the node's lock for hours; ours can wait for the next
 # run on this VM, which holds it itself.
 GLOBAL_LOCK_TIMEOUT_S = 10.0
+
+# A guest that was told to power off may take this long; STOP mode's own limit is as long.
+GOING_DOWN_S_MAX = 600.0
+GOING_DOWN_PAUSE_S = 1.0
+MONITOR_TIMEOUT_S = 60.0
+# How long and how often the guardian tries what does not succeed.
+PERSISTENCE_S = 6 * 3600.0
+FIRST_PAUSE_S = 5.0
+PAUSE_S_MAX = 300.0
 
 # A frozen guest first, then one that stands still; the rest in the reverse order of its noting.
 _URGENT = (ReversalKind.THAW, ReversalKind.RESUME)
@@ -82,12 +99,19 @@ async def _reverse(
             if await machine.is_running() and await query_run_state(machine) in PAUSED_STATES:
                 await machine.power.resume()
         case ReversalKind.START:
-            await _start(machine)
+            await _start(ports, machine)
         case ReversalKind.STOP_QEMU:
-            if await machine.is_running() and await query_run_state(machine) == "prelaunch":
-                await machine.power.stop()
+            if await machine.is_running():
+                await stop_unused(machine, lambda: ports.emit(events.QemuStopping()))
         case ReversalKind.DETACH:
             await Attachments(ports, machine).detach(names)
+        case ReversalKind.RELEASE_DISK:
+            index, device_path, node_name = names
+            await release_pulled_disk(
+                machine, index=int(index), device_path=device_path, node_name=node_name
+            )
+        case ReversalKind.STOP_NBD:
+            await stop_nbd_server(ports, machine, names[0], export_ids=names[1:])
         case ReversalKind.FREE_FLEECING:
             await Attachments(ports, machine).free(names, old=True)
         case ReversalKind.REMOVE_FILE:
@@ -103,11 +127,9 @@ async def _reverse(
 
 
 async def _thaw(ports: EnginePorts, machine: Machine) -> None:
-    """Thaw until the guest says it is thawed. A guest that is gone is not frozen."""
+    """Thaw until the guest says it is thawed. A guest that is off is not frozen."""
     last: GuestError | None = None
     for _ in range(THAW_ATTEMPT_COUNT_MAX):
-        if not await machine.is_running():
-            return
         try:
             async with machine.connect_agent(timeout_s=AGENT_TIMEOUT_S) as agent:
                 await agent.execute("guest-fsfreeze-thaw", timeout_s=THAW_TIMEOUT_S)
@@ -116,22 +138,30 @@ async def _thaw(ports: EnginePorts, machine: Machine) -> None:
                 return
         except GuestError as error:
             last = error
+        if await is_guest_off(machine, timeout_s=MONITOR_TIMEOUT_S):
+            return
         await ports.clock.sleep(THAW_PAUSE_S)
     raise last or GuestError("the guest's file systems are still frozen")
 
 
-async def _start(machine: Machine) -> None:
-    """A guest that STOP mode shut down runs again, in the QEMU it has or in a new one."""
-    if not await machine.is_running():
-        await machine.power.start()
-        return
-    run_state = await query_run_state(machine)
-    if run_state in PAUSED_STATES:
-        await machine.power.resume()
-    elif run_state == "shutdown":
-        # Killed between the guest's power-off and the end of its QEMU.
-        await machine.power.stop()
-        await machine.power.start()
+async def _start(ports: EnginePorts, machine: Machine) -> None:
+    """A guest that STOP mode shut down runs again, in the QEMU it has or in a new one.
+
+    One that runs may still be on its way down: it was told to before our death.
+    """
+    waited_s = 0.0
+    while await machine.is_running():
+        run_state = await query_run_state(machine)
+        if run_state in PAUSED_STATES:
+            await machine.power.resume()
+            return
+        if run_state == "shutdown":
+            await machine.power.stop()
+        elif waited_s >= GOING_DOWN_S_MAX:
+            return
+        await ports.clock.sleep(GOING_DOWN_PAUSE_S)
+        waited_s += GOING_DOWN_PAUSE_S
+    await machine.power.start()
 
 
 async def _unlock(ports: EnginePorts, vmid: int, *, holds_global_lock: bool) -> None:
@@ -148,16 +178,31 @@ async def _unlock(ports: EnginePorts, vmid: int, *, holds_global_lock: bool) -> 
             # Killed before it was set, or another operation's by now: not ours.
 
 
+async def recover_persistently(ports: EnginePorts, vmid: int) -> bool:
+    """Try to put back what one VM's run left until all of it is; False once that takes too long.
+
+    What a run could not put back by itself often needs nothing but time: a guest that flushes,
+    a storage that comes back, another client that lets go of the monitor.
+    """
+    deadline_ns = ports.clock.now_ns() + int(PERSISTENCE_S * NS_PER_S)
+    pause_s = FIRST_PAUSE_S
+    while True:
+        if await _recover_one(ports, vmid):
+            return True
+        if ports.clock.now_ns() > deadline_ns:
+            return False
+        await ports.clock.sleep(pause_s)
+        pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+
 async def recover_all(ports: EnginePorts) -> tuple[int, ...]:
     """Recover every VM with a journal whose owner is dead; the VMs left with something open."""
     unfinished = []
     for vmid in await ports.journals.list_vmids():
         try:
-            async with ports.journals.open(vmid) as journal:
-                machine = ports.node.machine(vmid)
-                complete = await recover_vm(ports, machine, journal, holds_global_lock=False)
-        except VmLocked as error:
-            ports.emit(events.Warned(text=str(error)))  # its run lives and ends in order
+            complete = await _recover_one(ports, vmid)
+        except VmLocked:
+            ports.emit(events.RecoveryNotNeeded(vmid=vmid))
             continue
         except BackupError as error:
             ports.emit(events.UndoFailed(what=f"recover VM {vmid}", text=str(error)))
@@ -165,3 +210,9 @@ async def recover_all(ports: EnginePorts) -> tuple[int, ...]:
         if not complete:
             unfinished.append(vmid)
     return tuple(unfinished)
+
+
+async def _recover_one(ports: EnginePorts, vmid: int) -> bool:
+    async with ports.journals.open(vmid) as journal:
+        machine = ports.node.machine(vmid)
+        return await recover_vm(ports, machine, journal, holds_global_lock=False)

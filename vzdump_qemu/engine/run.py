@@ -123,7 +123,7 @@ async def _run_journalled(
     async with ports.journals.open(vmid) as journal:
         machine = ports.node.machine(vmid)
         await recover_vm(ports, machine, journal, holds_global_lock=True)
-        undo = UndoStack(ports.emit, journal)
+        undo = UndoStack(ports.emit, journal, ports.clock)
         try:
             await _Run(ports, options, machine, names, undo, outcome=outcome).execute()
         finally:
@@ -254,6 +254,7 @@ class _Run:
             "unlock the VM",
             lambda: node.clear_vm_lock(vmid),
             Reversal(kind=ReversalKind.UNLOCK),
+            is_last=True,
         )
         try:
             await node.set_vm_lock(vmid)

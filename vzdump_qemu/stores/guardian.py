@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 FAREWELL = b"q"
@@ -32,18 +32,25 @@ class Guardian:
         self._control: socket.socket | None = None
 
     @contextmanager
-    def watch(self, vmid: int) -> Iterator[None]:
-        """Have it there while the block runs. Without one the run goes on, less guarded."""
+    def watch(self, vmid: int) -> Iterator[Callable[[], None]]:
+        """Have it there while the block runs. Without one the run goes on, less guarded.
+
+        Yields:
+            Sends it home at the block's end. Uncalled, it takes the end for our death and does
+            what the run could not.
+        """
         process = self._start(vmid)
+        farewells: list[bytes] = []
         try:
-            yield
+            yield lambda: farewells.append(FAREWELL)
         finally:
             control, self._control = self._control, None
             if control is not None:
                 with suppress(OSError):
-                    control.send(FAREWELL)
+                    for word in farewells:
+                        control.send(word)
                 control.close()
-            if process is not None:
+            if process is not None and farewells:
                 self._await_end(process)
 
     def hold(self, fd: int) -> None:

@@ -24,7 +24,8 @@ from vzdump_qemu.stores.system import run_blocking
 OWNER_TIMEOUT_S = 60.0
 _RETRY_S = 0.1
 _NAME = re.compile(r"([0-9]+)\.journal\Z")
-Watch = Callable[[int], AbstractContextManager[None]]
+Watch = Callable[[int], AbstractContextManager[Callable[[], None]]]
+"""Has somebody watch over a VM's run; yields how to send them home."""
 
 
 class FileJournal:
@@ -87,7 +88,7 @@ class FileJournals:
         owner_timeout_s: float = OWNER_TIMEOUT_S,
     ) -> None:
         self._directory = directory
-        self._watch = watch or (lambda vmid: nullcontext())
+        self._watch = watch or (lambda vmid: nullcontext(lambda: None))
         self._owner_timeout_s = owner_timeout_s
 
     @asynccontextmanager
@@ -102,12 +103,14 @@ class FileJournals:
             raise ConfigError(f"unable to keep a journal in '{path}' - {reason}") from error
         try:
             journal = FileJournal(fd, path)
-            with self._watch(vmid):
+            with self._watch(vmid) as send_home:
                 try:
                     yield journal
                 finally:
-                    # Inside the watch: a journal is forgotten before its guardian is sent home.
+                    # Inside the watch: a journal is forgotten before its guardian is sent home,
+                    # and one with something left is what the guardian goes on with.
                     if not journal.open_entries:
+                        send_home()
                         with suppress(OSError):
                             os.unlink(path)
         finally:

@@ -55,6 +55,17 @@ class TargetFiles:
         """Length of an open file."""
         return os.fstat(fd).st_size
 
+    def identity(self, fd: int) -> os.stat_result:
+        """What tells an open file from every other."""
+        return os.fstat(fd)
+
+    def means(self, path: str, identity: os.stat_result) -> bool:
+        """Whether a name means that file."""
+        try:
+            return os.path.samestat(os.lstat(path), identity)
+        except FileNotFoundError:
+            return False
+
     def link(self, path: str, new_path: str) -> None:
         """Give a file a second name; fails if that name is taken."""
         os.link(path, new_path, follow_symlinks=False)
@@ -158,6 +169,7 @@ class RelayedIntake:
         self._failure: Exception | None = None
         self._proof: VmaProof | None = None
         self._publication: Future[None] | None = None
+        self._named: os.stat_result | None = None
         self._size_bytes = 0
         self._released = False
         self._discarded = False
@@ -263,9 +275,7 @@ class RelayedIntake:
             self._close_target()
             return self._writer.ended.result()
         temp_path, final_path = self._target.temp_path, self._target.final_path
-        self._publication = start_thread(
-            lambda: self._files.publish(temp_path, final_path), name="publish"
-        )
+        self._publication = start_thread(self._publish_file, name="publish")
         await wait_done(self._publication)
         error = self._publication.exception()
         if isinstance(error, OSError):
@@ -299,11 +309,12 @@ class RelayedIntake:
                 await self._wait_up_to(stage.ended, _END_GRACE_S)
         self._close_target()
         if self._is_file and not self._discarded:
-            removal = start_thread(self._remove_temp, name="remove-temp")
+            removal = start_thread(self._remove_names, name="remove-names")
             await self._wait_up_to(removal, _END_GRACE_S)
+            if not removal.done():
+                raise TargetError(f"unable to remove '{self._target_text}' - no answer")
+            removal.result()
             self._discarded = True
-            if removal.done():
-                removal.result()
 
     def drain(self) -> None:
         """Give the archive up at once, and only read on until the writer closes. Idempotent.
@@ -333,7 +344,7 @@ class RelayedIntake:
         self._close_target()
         with suppress(TargetError):
             if self._is_file:
-                self._remove_temp()
+                self._remove_names()
 
     def _open_target(self, stdout_fd: int, undo: ExitStack) -> int:
         try:
@@ -344,7 +355,7 @@ class RelayedIntake:
         except OSError as error:
             raise _target_error(f"unable to open '{self._target_text}'", error) from error
         if self._is_file:
-            undo.callback(self._remove_temp)
+            undo.callback(self._remove_names)
         undo.callback(os.close, fd)
         return fd
 
@@ -459,11 +470,18 @@ class RelayedIntake:
             self._close_target()
         return done
 
-    def _remove_temp(self) -> None:
+    def _publish_file(self) -> None:
+        self._named = self._files.identity(self._target_fd)
+        self._files.publish(self._target.temp_path, self._target.final_path)
+
+    def _remove_names(self) -> None:
+        target = self._target
         try:
-            self._files.unlink(self._target.temp_path)
-        except FileNotFoundError:
-            pass
+            if self._named is not None and self._files.means(target.final_path, self._named):
+                # Publishing failed half way, and so did taking the name back at once.
+                self._files.unlink(target.final_path)
+            with suppress(FileNotFoundError):
+                self._files.unlink(target.temp_path)
         except OSError as error:
             raise _target_error(f"unable to remove '{self._target_text}'", error) from error
 
