@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint type integration explore benchmarks clean
+.PHONY: demo test lint type integration explore mutants benchmarks clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/python -m vzdump_qemu.cli.demo
@@ -27,6 +27,10 @@ integration: $(VENV)/ready-test
 # Simulated backups with faults drawn by seed, until a minute is over.
 explore: $(VENV)/ready-test
 	$(BIN)/vzsim explore --seeds 1000000 --jobs 2 --time-limit 60
+
+# The checkers can see: each protective act taken out in turn, and found out.
+mutants: $(VENV)/ready-test
+	$(BIN)/python -m tests.mutants
 
 benchmarks: $(VENV)/ready-test
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -18,6 +18,11 @@ import pytest
 
 from integration.guest import GuestFiles, NoGuest, build_guest
 
+# Behaviours are shared with tests: their asserts shall speak as those of tests do.
+pytest.register_assert_rewrite(
+    *(f"tests.contract.{name}" for name in ("protocol", "machine", "blocks", "jobs", "agents"))
+)
+
 QEMU = "qemu-system-x86_64"
 _TOOL = (sys.executable, "-m", "vzdump_qemu")
 
@@ -64,6 +69,10 @@ def _look_around(directory: Path) -> _Machine:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
+    from integration.contract.real_agent import REAL_AGENTS
+    from integration.contract.reals import REALS
+    from tests.contract.selection import header_lines
+
     machine = config.stash[_MACHINE]
     images = "covered" if shutil.which("qemu-img") else "NOT covered: qemu-img is not installed"
     return [
@@ -74,6 +83,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         "real guest and agent: "
         + (f"NOT covered: {machine.guest_missing}" if machine.guest_missing else "covered"),
         "patched QEMU with its 'backup' command: NOT covered: Debian has none",
+        *header_lines(REALS),
+        *header_lines(REAL_AGENTS),
     ]
 
 

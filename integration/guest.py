@@ -1,70 +1,54 @@
 """A tiny real guest: Debian's cloud kernel, busybox and the real guest agent in one initramfs.
 
-Owns finding or fetching the parts and packing them. The guest mounts the VM's first disk (ext4)
-at ``/data``, runs the agent in the foreground and keeps writing to ``/data/ticks``.
+Owns finding or fetching the parts and packing them; what the guest does is in ``guest_parts``: it
+runs the agent and keeps writing to its disks, in one of two ways that its command line chooses.
 """
 
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import shutil
-import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "qemu-guest-agent")
 BUSYBOX = Path("/bin/busybox")
-_AGENT = "usr/sbin/qemu-ga"
-# In the order they are inserted.
-_MODULES = (
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
-    "virtio_pci",
-    "virtio_console",
-    "virtio_blk",
+# A directory with a guest that was built before, as in a container.
+BUILT_GUEST_VARIABLE = "VZDUMP_QEMU_BUILT_GUEST"
+# While that file is there, the guest's agent refuses to freeze.
+HOOK_REFUSAL = "/run/refuse-freeze"
+LOGIN = ("root", "sesame")
+_PASSWORD_ENTRY = (
+    "root:$5$vzdump$4RMJKYLD9KnKsbAZ5vamDeKx6os1c1xrEn5fiBhj6p8:0:0:root:/root:/bin/sh\n"
 )
-# What the agent runs to power the guest off.
-_SHUTDOWN = """#!/bin/busybox sh
-/bin/busybox sync
-/bin/busybox poweroff -f
-"""
-_INIT = """#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev /data /run /var/run /tmp
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-/bin/busybox mount -t devtmpfs dev /dev
-for module in {modules}; do /bin/busybox insmod /modules/$module.ko; done
-/bin/busybox mdev -s
-/bin/busybox mount -t ext4 /dev/vda /data && echo MOUNTED
-port=
-for name in /sys/class/virtio-ports/*/name; do
-    if [ "$(/bin/busybox cat $name)" = org.qemu.guest_agent.0 ]; then
-        port=/dev/$(/bin/busybox basename $(/bin/busybox dirname $name))
-    fi
-done
-(while :; do echo tick >> /data/ticks; /bin/busybox sync; /bin/busybox usleep 50000; done) &
-echo AGENT $port
-/usr/sbin/qemu-ga -m virtio-serial -p $port -t /run
-/bin/busybox poweroff -f
-"""
+_PARTS = Path(__file__).parent / "guest_parts"
+_AGENT = "usr/sbin/qemu-ga"
+_MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_scsi", "sd_mod")
+_LATER_MODULES = ("efivarfs",)
 
 
 @dataclass(frozen=True)
 class GuestFiles:
-    """What a VM's ``args:`` line names to boot the guest."""
+    """What boots the guest, and the program that judges its journals on the host as well."""
 
     kernel: Path
     initramfs: Path
+    scribe: Path
 
-    def arguments(self, console: Path) -> str:
-        """The ``args:`` of the configuration; the guest's console goes to a file."""
+    def arguments(self, console: Path, *, scribed_disks: int = 0) -> str:
+        """The ``args:`` of a configuration; the guest's console goes to a file.
+
+        Args:
+            scribed_disks: number of disks, labelled data0, data1, ..., that it writes in step; 0
+                for the guest that writes ticks to its first disk.
+        """
+        role = f" scribe={scribed_disks}" if scribed_disks else ""
         return (
             f"-kernel {self.kernel} -initrd {self.initramfs} "
-            f"-append 'console=ttyS0 panic=-1 quiet' -serial file:{console}"
+            f"-append 'console=ttyS0 panic=-1 quiet{role}' -serial file:{console}"
         )
 
 
@@ -77,27 +61,43 @@ def build_guest(directory: Path) -> GuestFiles:
 
     Raises: NoGuest.
     """
+    if built := os.environ.get(BUILT_GUEST_VARIABLE):
+        return _files(Path(built))
     if not BUSYBOX.exists():
         raise NoGuest("busybox-static is not installed")
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise NoGuest("there is no C compiler (apt install gcc libc6-dev)")
     root = _installed_root() or _fetch_root(directory)
     [kernel] = sorted((root / "boot").glob("vmlinuz-*-cloud-amd64"))[-1:]
-    tree = directory / "initramfs"
+    files = _files(directory)
+    shutil.copy(kernel, files.kernel)
+    _run(compiler, "-O2", "-static", "-o", str(files.scribe), str(_PARTS / "scribe.c"))
+    tree = directory / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    for name in ("bin", "modules", "sbin", "usr/sbin"):
+    for name in ("bin", "etc", "sbin", "usr/sbin"):
         (tree / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, tree / "bin/busybox")
+    shutil.copy(files.scribe, tree / "bin/scribe")
     shutil.copy(root / _AGENT, tree / _AGENT)
     _copy_libraries(root / _AGENT, tree)
     version = kernel.name.removeprefix("vmlinuz-")
-    _copy_modules(root / "lib/modules" / version, tree / "modules")
-    _write_program(tree / "init", _INIT.format(modules=" ".join(_MODULES)))
-    _write_program(tree / "sbin/shutdown", _SHUTDOWN)
-    return GuestFiles(kernel=kernel, initramfs=_pack(tree, directory / "initramfs.gz"))
+    _copy_modules(root / "lib/modules" / version, tree / "lib/modules" / version)
+    for name, target in (("init", "init"), ("hook", "hook"), ("shutdown", "sbin/shutdown")):
+        shutil.copy(_PARTS / name, tree / target)
+        (tree / target).chmod(0o755)
+    (tree / "modules.wanted").write_text(" ".join(_MODULES))
+    (tree / "etc/passwd").write_text(_PASSWORD_ENTRY)
+    _pack(tree, files.initramfs)
+    return files
 
 
-def _write_program(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+def _files(directory: Path) -> GuestFiles:
+    return GuestFiles(
+        kernel=directory / "vmlinuz",
+        initramfs=directory / "initramfs.gz",
+        scribe=directory / "scribe",
+    )
 
 
 def _installed_root() -> Path | None:
@@ -135,18 +135,60 @@ def _copy_libraries(program: Path, tree: Path) -> None:
 
 
 def _copy_modules(source: Path, target: Path) -> None:
-    for name in _MODULES:
-        found = list(source.rglob(f"{name}.ko*"))
-        if not found:
+    """Copy the wanted modules with all that they depend on, and say so in ``modules.dep``."""
+    target.mkdir(parents=True)
+    built_in = {
+        Path(line).name.partition(".")[0].replace("-", "_")
+        for line in (source / "modules.builtin").read_text().splitlines()
+    }
+    sources = {
+        path.name.partition(".")[0].replace("-", "_"): path for path in source.rglob("*.ko*")
+    }
+    needs: dict[str, list[str]] = {}
+    open_names = [*_MODULES, *_LATER_MODULES]
+    while open_names:
+        name = open_names.pop()
+        if name in needs or name in built_in:
+            continue
+        if name not in sources:
             raise NoGuest(f"the kernel has no module '{name}'")
-        if found[0].suffix == ".xz":
-            data = subprocess.run(["xz", "-dc", found[0]], check=True, capture_output=True).stdout
-            (target / f"{name}.ko").write_bytes(data)
-        else:
-            shutil.copy(found[0], target / f"{name}.ko")
+        code = _module_code(sources[name])
+        (target / f"{name}.ko").write_bytes(code)
+        needs[name] = _named_dependencies(code)
+        open_names += needs[name]
+    lines = [
+        f"{name}.ko: {' '.join(f'{below}.ko' for below in _all_below(name, needs))}\n"
+        for name in needs
+    ]
+    (target / "modules.dep").write_text("".join(lines))
 
 
-def _pack(tree: Path, path: Path) -> Path:
+def _module_code(path: Path) -> bytes:
+    if path.suffix == ".xz":
+        return subprocess.run(["xz", "-dc", path], check=True, capture_output=True).stdout
+    return path.read_bytes()
+
+
+def _named_dependencies(code: bytes) -> list[str]:
+    """Names in a module's own ``depends=`` field."""
+    match = re.search(rb"\0depends=([^\0]*)\0", code)
+    text = match[1].decode() if match else ""
+    return [name.replace("-", "_") for name in text.split(",") if name]
+
+
+def _all_below(name: str, needs: dict[str, list[str]]) -> list[str]:
+    """In the order of depmod: what is inserted last stands first."""
+    found: list[str] = []
+    for below in needs[name]:
+        if below in needs:
+            for entry in (below, *_all_below(below, needs)):
+                if entry in found:
+                    found.remove(entry)
+                found.append(entry)
+    return found
+
+
+def _pack(tree: Path, path: Path) -> None:
     names = sorted(str(entry.relative_to(tree)) for entry in tree.rglob("*"))
     packed = subprocess.run(
         [BUSYBOX, "cpio", "-o", "-H", "newc"],
@@ -156,7 +198,6 @@ def _pack(tree: Path, path: Path) -> Path:
         capture_output=True,
     ).stdout
     path.write_bytes(gzip.compress(packed, compresslevel=1))
-    return path
 
 
 def _run(*argv: str, cwd: Path | None = None) -> str:

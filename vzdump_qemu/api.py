@@ -18,11 +18,13 @@ from vzdump_qemu.events import Emit, Event
 from vzdump_qemu.node import opening
 from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.plan.options import BackupOptions
+from vzdump_qemu.qemu.nbd_disk import NbdDisk
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
 from vzdump_qemu.stores.commands import SystemCommandRunner
 from vzdump_qemu.stores.guardian import Guardian
-from vzdump_qemu.stores.run_journal import FileJournals
-from vzdump_qemu.stores.system import SystemClock, SystemIds
+from vzdump_qemu.stores.run_journal import OWNER_TIMEOUT_S, FileJournals
+from vzdump_qemu.stores.system import SystemClock, SystemIds, read_boot_id
+from vzdump_qemu.stores.vma_sink import PumpedVmaPacker
 
 # Run as a program of its own; `cli` is above this module and is not imported.
 GUARDIAN_MODULE = "vzdump_qemu.cli.guard"
@@ -61,24 +63,36 @@ async def backup(
 
 
 def join_ports(
-    node: LocalNode, *, emit: Emit, stdout_fd: int = 1, guarded: bool = True
+    node: LocalNode,
+    *,
+    emit: Emit,
+    stdout_fd: int = 1,
+    guarded: bool = True,
+    owner_timeout_s: float = OWNER_TIMEOUT_S,
 ) -> EnginePorts:
     """Everything that the engine is handed for one job on a node of this host.
 
     Args:
         stdout_fd: where an archive for standard output goes.
         guarded: a guardian process watches over our death while a run goes on.
+        owner_timeout_s: how long another run on the same VM is waited for.
     """
-    layout = node.layout
+    layout, clock = node.layout, SystemClock()
     guardian = None
     if guarded:
         guardian = Guardian([sys.executable, "-m", GUARDIAN_MODULE, layout.root])
     return EnginePorts(
         node=node,
         store=ArchiveDirectory(stdout_fd=stdout_fd, guardian=guardian),
-        journals=FileJournals(layout.journal_directory, guardian.watch if guardian else None),
+        packer=PumpedVmaPacker(clock=clock, open_nbd=lambda origin: NbdDisk(origin, clock=clock)),
+        journals=FileJournals(
+            layout.journal_directory,
+            guardian.watch if guardian else None,
+            owner_timeout_s=owner_timeout_s,
+            boot_id=read_boot_id(),
+        ),
         commands=SystemCommandRunner(),
-        clock=SystemClock(),
+        clock=clock,
         ids=SystemIds(),
         emit=emit,
     )

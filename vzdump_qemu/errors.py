@@ -21,6 +21,10 @@ says whether the same act may be tried again (``retryable``).
     +-- JobError 40                the backup job inside QEMU failed or is not ours
     +-- VmaError 50                an archive that is not whole, or cannot be written as asked
     +-- PbsError 60
+    |   +-- PbsCorrupt 61          what is stored in a backup is not what it should be
+    |   +-- PbsKeyError 62         a key that is missing, wrong or not to be unlocked
+    |   +-- PbsUnreachable 63      no connection, or it ended or stalled
+    |   +-- PbsRefused 64          the server answered with an error (status and text are kept)
     +-- TargetError 70             where the archive goes: directory, file, disk full
     |   +-- CompressorError 71
     +-- PowerError 75              starting, stopping, suspending or resuming a VM
@@ -186,6 +190,40 @@ class PbsError(BackupError):
     """Something between us and a Proxmox Backup Server."""
 
     exit_code = 60
+
+
+class PbsCorrupt(PbsError):
+    """A file or chunk of a PBS backup that is damaged or not what it should be."""
+
+    exit_code = 61
+
+
+class PbsKeyError(PbsError):
+    """A key of a PBS backup that is missing, the wrong one, or cannot be unlocked."""
+
+    exit_code = 62
+
+
+class PbsUnreachable(PbsError):
+    """No connection to a Proxmox Backup Server, or it ended: what was asked may have been done."""
+
+    exit_code = 63
+    retryable = True
+
+
+class PbsRefused(PbsError):
+    """A Proxmox Backup Server answered with an error; what was asked was not done.
+
+    Args:
+        status: HTTP status.
+        text: the server's own words.
+    """
+
+    exit_code = 64
+
+    def __init__(self, text: str, *, status: int, hint: str = "") -> None:
+        super().__init__(text, hint=hint)
+        self.status = status
 
 
 class TargetError(BackupError):

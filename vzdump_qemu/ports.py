@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from vzdump_qemu.disk_ports import DiskOrigin, TransferProgress
 from vzdump_qemu.errors import BackupError
 
 
@@ -108,12 +109,24 @@ class Machine(Protocol):
     @property
     def power(self) -> Power: ...
 
+    @property
+    def private_directory(self) -> str:
+        """Path for a directory of ours alone beside the VM's sockets; not there yet.
+
+        Short enough that a socket with a name of one letter fits in.
+        """
+        ...
+
     def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
         """Connect and negotiate. Raises QmpUnreachable, QmpTimeout on entering."""
         ...
 
     def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
         """Connect and make one sync round trip. Raises AgentUnreachable on entering."""
+        ...
+
+    async def has_backup_job(self) -> bool:
+        """Whether a QEMU started for this VM would know the `backup` command; starts no VM."""
         ...
 
     async def is_running(self) -> bool:
@@ -313,46 +326,6 @@ class VmaIntake(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskOrigin:
-    """Where one disk's bytes at the point in time are read from: an NBD export or a raw file.
-
-    Attributes:
-        device_id: its name in the archive.
-        size_bytes: of the whole disk.
-        nbd_socket: path of the UNIX socket that serves it; empty for a raw file.
-        export_name: NBD export name.
-        bitmap_name: dirty bitmap served with the export that marks what may have changed since
-            the base of an incremental backup; empty means everything may have.
-        file_path: raw image or block device; empty for an NBD export.
-    """
-
-    device_id: str
-    size_bytes: int
-    nbd_socket: str = ""
-    export_name: str = ""
-    bitmap_name: str = ""
-    file_path: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferProgress:
-    """How far a transfer is; all amounts in bytes, over all disks.
-
-    Attributes:
-        done_bytes: of `total_bytes`, dealt with in any way.
-        read_bytes: read from the disks.
-        zero_bytes: found or known to be zero.
-        reused_bytes: known to be unchanged and not read.
-    """
-
-    total_bytes: int
-    done_bytes: int
-    read_bytes: int
-    zero_bytes: int
-    reused_bytes: int = 0
-
-
 class DiskTransfer(Protocol):
     """Disks on their way to a target, moved by worker threads of an adapter."""
 
@@ -373,6 +346,10 @@ class DiskTransfer(Protocol):
 
 class VmaPacker(Protocol):
     """Reads disks and writes them as one VMA stream into an intake."""
+
+    async def check_readable(self, origins: Sequence[DiskOrigin]) -> None:
+        """Read a little of each disk. Raises DiskReadError."""
+        ...
 
     async def begin(
         self,
@@ -471,68 +448,6 @@ class Ids(Protocol):
         ...
 
 
-class ReversalKind(enum.Enum):
-    """What can have to be put back, by this process or by another after its death."""
-
-    THAW = "thaw"
-    CANCEL_JOB = "cancel-job"
-    CLOSE_FD = "close-fd"
-    RESUME = "resume"
-    START = "start"
-    STOP_QEMU = "stop-qemu"
-    DETACH = "detach"
-    FREE_FLEECING = "free-fleecing"
-    REMOVE_FILE = "remove-file"
-    REMOVE_TREE = "remove-tree"
-    UNLOCK = "unlock"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reversal:
-    """One act that puts something back; idempotent.
-
-    Attributes:
-        names: what it is about: the job's target, a descriptor name, node names, volume ids or
-            a path, by kind; empty where the VM itself is meant.
-    """
-
-    kind: ReversalKind
-    names: tuple[str, ...] = ()
-
-
-class Journal(Protocol):
-    """What one run on one VM would have to put back, kept where a killed run cannot lose it."""
-
-    @property
-    def open_entries(self) -> Sequence[tuple[int, Reversal]]:
-        """Noted and not struck, oldest first: on opening, what a killed run left."""
-        ...
-
-    async def note(self, reversal: Reversal) -> int:
-        """Keep a reversal durably, before the act it reverses; return its index."""
-        ...
-
-    def strike(self, index: int) -> None:
-        """It was put back, or nothing is left of it. Cheap; losing it costs a second try."""
-        ...
-
-
-class Journals(Protocol):
-    """The journals of a node's VMs."""
-
-    def open(self, vmid: int) -> AbstractAsyncContextManager[Journal]:
-        """Own one VM's journal, and have somebody watch over our death meanwhile.
-
-        Raises VmLocked on entering if a living process owns it. On leaving, a journal without
-        open entries is forgotten.
-        """
-        ...
-
-    async def list_vmids(self) -> Sequence[int]:
-        """VMs with a journal, ascending."""
-        ...
-
-
 class JobStatus(enum.Enum):
     """Status of ``query-backup``; ABSENT if no backup was ever started in that QEMU."""
 
@@ -559,11 +474,3 @@ class JobProgress:
     zero_bytes: int = 0
     reused_bytes: int = 0
     finishing: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataPathResult:
-    """What a finished data path leaves: a proof, and how to make the archive final."""
-
-    proof: VmaProof
-    warnings: tuple[str, ...] = field(default=())

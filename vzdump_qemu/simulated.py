@@ -12,27 +12,34 @@ from typing import Any, Protocol
 
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import EnginePorts
-from vzdump_qemu.engine.recovery import recover_all
-from vzdump_qemu.events import BackupMode, Consistency
+from vzdump_qemu.engine.recovery import recover_persistently
+from vzdump_qemu.events import BackupMode, Consistency, Event, RunFailed, RunSucceeded
+from vzdump_qemu.journal_ports import Journals
 from vzdump_qemu.plan.options import (
     BackupOptions,
     DataPathChoice,
     FleecingOptions,
     TargetOptions,
 )
-from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Journals, Node
+from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Node, VmaPacker
 
 _EXTENSIONS = {"": "", "zstd": ".zst", "gzip": ".gz", "lzop": ".lzo"}
 
 
 class SimulatedPorts(Protocol):
-    """What a simulator hands over; `tell` takes one line of our own log."""
+    """What a simulator hands over.
+
+    `tell` takes one line of our own log, `tell_end` whether the run ended well.
+    """
 
     @property
     def node(self) -> Node: ...
 
     @property
     def store(self) -> ArchiveStore: ...
+
+    @property
+    def packer(self) -> VmaPacker: ...
 
     @property
     def journals(self) -> Journals: ...
@@ -48,6 +55,9 @@ class SimulatedPorts(Protocol):
 
     @property
     def tell(self) -> Callable[[str], None]: ...
+
+    @property
+    def tell_end(self) -> Callable[[bool], None]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +76,11 @@ class SimulatedOutcome:
 
 
 def read_options(options: Mapping[str, Any]) -> BackupOptions:
-    """The engine's options from a scenario's: mode, compressor, fleecing, stdout, data_path."""
+    """The engine's options from a scenario's.
+
+    Args:
+        options: mode, compressor, fleecing, stdout, data_path, max_workers, lock_wait_s.
+    """
     compressor = str(options.get("compressor", "zstd"))
     return BackupOptions(
         target=TargetOptions(to_stdout=bool(options.get("stdout", False))),
@@ -75,6 +89,8 @@ def read_options(options: Mapping[str, Any]) -> BackupOptions:
         archive_extension=_EXTENSIONS[compressor],
         fleecing=FleecingOptions(enabled=bool(options.get("fleecing", False)), storage_id="local"),
         data_path=DataPathChoice(options.get("data_path", "auto")),
+        max_workers=options.get("max_workers", 16),
+        lock_wait_s=float(options.get("lock_wait_s", 10800.0)),
     )
 
 
@@ -101,20 +117,26 @@ class SimulatedEngine:
             says_frozen=run.consistency is Consistency.FROZEN,
         )
 
-    async def recover(self, ports: SimulatedPorts) -> bool:
-        """What the guardian and `recover` do once a run was killed; whether all was put back."""
-        return not await recover_all(_engine_ports(ports))
+    async def recover(self, ports: SimulatedPorts, vmid: int) -> bool:
+        """What the guardian does once a run has left something; whether all was put back."""
+        return await recover_persistently(_engine_ports(ports), vmid)
 
 
 def _engine_ports(ports: SimulatedPorts) -> EnginePorts:
+    def emit(event: Event) -> None:
+        ports.tell(repr(event))
+        if isinstance(event, RunSucceeded | RunFailed):
+            ports.tell_end(isinstance(event, RunSucceeded))
+
     return EnginePorts(
         node=ports.node,
         store=ports.store,
+        packer=ports.packer,
         journals=ports.journals,
         commands=ports.commands,
         clock=ports.clock,
         ids=ports.ids,
-        emit=lambda event: ports.tell(repr(event)),
+        emit=emit,
     )
 
 

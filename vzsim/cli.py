@@ -18,7 +18,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--qmp", "qmp_paths", required=True, multiple=True, help="Socket of a QMP monitor.")
+@click.option("--qmp", "qmp_paths", multiple=True, help="Socket of a QMP monitor.")
 @click.option("--agent", "agent_path", default="", help="Socket of the guest agent.")
 @click.option(
     "--disk",
@@ -31,6 +31,14 @@ def main() -> None:
     "--dialect", type=click.Choice(["pve", "upstream"]), default="pve", help="Whose QEMU."
 )
 @click.option("--paused", is_flag=True, help="Start like QEMU's -S.")
+@click.option(
+    "--pbs",
+    "pbs_directory",
+    default="",
+    help="Serve a Proxmox Backup Server instead; its datastores are in DIR.",
+    metavar="DIR",
+)
+@click.option("--port", default=0, help="Port of the backup server.  [default: any]")
 def serve(
     qmp_paths: tuple[str, ...],
     agent_path: str,
@@ -39,12 +47,23 @@ def serve(
     *,
     dialect: str,
     paused: bool,
+    pbs_directory: str,
+    port: int,
 ) -> None:
-    """Serve one simulated machine on UNIX sockets until it ends (quit or a signal)."""
+    """Serve one simulated machine on UNIX sockets until it ends (quit or a signal).
+
+    With --pbs DIR it is a backup server on the loopback; what a client needs is printed.
+    """
     from vzdump_qemu.errors import ConfigError
     from vzsim.serve import ServeOptions, serve_machine
 
+    if bool(qmp_paths) is bool(pbs_directory):
+        raise click.UsageError("either --qmp or --pbs is needed")
     try:
+        if pbs_directory:
+            from vzsim.fakepbs.service import serve_pbs
+
+            sys.exit(serve_pbs(pbs_directory, script_path, port=port))
         status = serve_machine(
             ServeOptions(
                 qmp_paths=qmp_paths,
@@ -74,6 +93,7 @@ def serve(
     help="Every single fault at every site; twice: pairs in the freeze window and at publishing.",
 )
 @click.option("--kills/--no-kills", default=True, help="Let the tool be killed too.")
+@click.option("--stop-early", is_flag=True, help="No new runs after a violation.")
 def explore(
     system: str,
     scenarios: str,
@@ -85,6 +105,7 @@ def explore(
     exhaustive: int,
     *,
     kills: bool,
+    stop_early: bool,
 ) -> None:
     """Simulate many backups of SYSTEM with faults; exit 1 if a guarantee was ever violated."""
     from vzdump_qemu.errors import ConfigError
@@ -104,6 +125,7 @@ def explore(
             time_limit_s=time_limit,
             log_directory=log_dir,
             with_kills=kills,
+            stop_early=stop_early,
         )
         click.echo(render_heading(options))
         tally = explore_all(options)
@@ -111,6 +133,38 @@ def explore(
         raise click.ClickException(str(error)) from error
     click.echo(render_tally(tally), nl=False)
     sys.exit(1 if tally.violations else 0)
+
+
+@main.command("check-schema")
+@click.option(
+    "--dialect",
+    "dialects",
+    type=click.Choice(["pve", "upstream", "storage-daemon"]),
+    multiple=True,
+    help="Which simulated programs.  [default: all]",
+)
+@click.option(
+    "--schema",
+    "schema_path",
+    default="",
+    help="A reply of query-qmp-schema to hold one dialect against.  [default: the recorded ones]",
+)
+def check_schema(dialects: tuple[str, ...], schema_path: str) -> None:
+    """Hold the simulated QEMU against the QAPI schemas of real ones; exit 1 on any deviation."""
+    from vzdump_qemu.errors import ConfigError
+    from vzsim.check_schema import check_dialect, read_schema, render_reports
+    from vzsim.fakeqmp.schema import Dialect
+
+    chosen = [Dialect(name) for name in dialects] or list(Dialect)
+    if schema_path and len(chosen) != 1:
+        raise click.UsageError("--schema needs one --dialect")
+    try:
+        schema = read_schema(schema_path) if schema_path else None
+    except (ConfigError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    reports = [check_dialect(dialect, schema) for dialect in chosen]
+    click.echo(render_reports(reports), nl=False)
+    sys.exit(1 if any(report.deviations for report in reports) else 0)
 
 
 @main.command()

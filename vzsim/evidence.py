@@ -8,10 +8,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from vzsim.faults import Fault, Kind
 from vzsim.scenario import Scenario
-from vzsim.world.writer import WriteRecord
+from vzsim.world.restore import restore_disks
+from vzsim.world.writer import GuestMark, WriteRecord
 
 RECOVERY_PREFIX = "recovery."
 """Stands before the sites of a recovery, as opposed to those of the run itself."""
@@ -58,15 +60,33 @@ class Observed:
     halted: Span = field(default_factory=Span)
     writes: WriteRecord = field(default_factory=WriteRecord)
     was_frozen_at_point_in_time: bool = False
+    # What the guest knew of its file system when the tool's job fixed its point in time.
+    guest_mark: GuestMark | None = None
     point_in_time_count: int = 0
     # Acts of others that the tool has to live with.
     operator_paused: bool = False
     operator_started: bool = False
     guest_went_off: bool = False
+    # ... while a job of ours had fixed its point in time already.
+    went_off_in_job: bool = False
+    operator_stopped: bool = False
+    power_was_lost: bool = False
+    guest_panicked: bool = False
+    guest_slept: bool = False
+    guest_woke: bool = False
+    taken_lock: str = ""
     # Acts of the tool on what is not its own.
     foreign_harms: list[str] = field(default_factory=list)
+    # Acts of the tool on the VM once it had given the VM's lock back.
+    unlocked_acts: list[str] = field(default_factory=list)
     # What operators could read: log lines and argument vectors.
     public_lines: list[str] = field(default_factory=list)
+
+    def lose_power(self) -> None:
+        """The node starts anew: what operators and guests had done to the VM no longer counts."""
+        self.power_was_lost = True
+        self.operator_paused = self.operator_started = self.operator_stopped = False
+        self.guest_went_off = self.guest_panicked = self.guest_slept = self.guest_woke = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +109,8 @@ class Rest:
     recorded_fleecing: tuple[str, ...]
     journalled: tuple[str, ...]
     stdout: bytes
+    # Files that a power loss would take, or a part of them.
+    undurable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +121,10 @@ class Evidence:
         attempt_index: 0 with faults, 1 after healing.
         allowance_s: what the faults of this attempt may have cost.
         archive_path: as the tool says.
+        told_good: how the run ended as its operator was told; None if nothing was said.
+        job_at_end: a backup job of the tool that is active when the tool itself has ended.
         points_in_time: disks by device id as the attempt's job fixed them.
+        local_spans: all local times that the node's clock showed while the tool lived.
         older: archives that were there before, by path.
     """
 
@@ -115,8 +140,12 @@ class Evidence:
     observed: Observed
     rest: Rest
     points_in_time: Mapping[str, bytes]
+    local_spans: tuple[tuple[datetime, datetime], ...]
     older: Mapping[str, bytes]
     secret: str
+    told_good: bool | None = None
+    job_at_end: str = ""
+    _restored: dict[str, dict[str, bytearray]] = field(default_factory=dict, repr=False)
 
     def hit(self, *prefixes: str) -> bool:
         """Whether a fault happened at a site with one of these beginnings."""
@@ -126,6 +155,21 @@ class Evidence:
     def met(self, *kinds: Kind) -> bool:
         """Whether a fault of one of these kinds happened."""
         return any(fault.kind in kinds for fault in self.triggered)
+
+    def restore(self, path: str) -> Mapping[str, bytearray]:
+        """Disks of an archive by device id, decoded once; standard output for an empty path.
+
+        Raises: VmaError if it is not a whole archive.
+        """
+        if path not in self._restored:
+            data = self.rest.files[path] if path else self.rest.stdout
+            self._restored[path] = restore_disks(data)
+        return self._restored[path]
+
+    def archive_paths(self) -> list[str]:
+        """What is there to be restored: new final names, and a finished standard output."""
+        to_stdout = self.ending is Ending.OK and self.scenario.options.get("stdout")
+        return sorted(self.new_archives()) + ([""] if to_stdout else [])
 
     def new_archives(self) -> dict[str, bytes]:
         """Files under a final name that were not there before."""

@@ -20,25 +20,37 @@ from vzsim.faults import FaultScript
 from vzsim.faults.draw import Place, census, draw_script, list_doubles, list_singles
 from vzsim.kernel import Chance
 from vzsim.scenario import Scenario, load_scenarios
-from vzsim.simulation import DEFAULT_SYSTEM, Report, System, load_system, simulate
+from vzsim.simulation import DEFAULT_SYSTEM, SECOND_PREFIX, Report, System, load_system, simulate
 from vzsim.token import Token
 
 # Runs handed to a process at a time: enough to keep it busy, few enough to stop in time.
 _CHUNK = 16
 # Runs that fail in different ways, so that the sites of every undo are known.
 _SCOUTS = (
-    "",
     "backup#1: job-fails",
     "cancel-tool@clock.sleep#1",
     "cancel-tool@agent.thaw#1",
     "cancel-tool@intake.finish#1",
+    "agent.freeze#1: stall 700s",
+    "agent.thaw#1: error",
+    "query-proxmox-support#1: error",
+    "start-vm@clock.sleep#1",
+    "qemu-dies@clock.sleep#1",
+    "files.rename#1: eio",
 )
 _KILLED_SCOUTS = (
     "kill-tool@agent.thaw#1",
     "kill-tool@clock.sleep#1",
     "kill-tool@qmp.connect#4",
     "kill-tool@intake.publish#1",
+    "kill-tool-after@getfd#1",
+    "kill-tool-after@power.suspend#1",
+    "kill-tool-after@power.shut_down#1",
+    "kill-tool-after@power.start_paused#1",
+    "kill-tool@packer.begin#1",
+    "power-loss@clock.sleep#1",
 )
+_TURN_STRIDE = 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +64,7 @@ class ExploreOptions:
         time_limit_s: no new runs after that; 0 means no limit.
         log_directory: one event log per run; empty for none.
         with_kills: the tool may be killed as well.
+        stop_early: no new runs after the first that violates something.
     """
 
     system: str = DEFAULT_SYSTEM
@@ -63,6 +76,7 @@ class ExploreOptions:
     time_limit_s: float = 0.0
     log_directory: str = ""
     with_kills: bool = True
+    stop_early: bool = False
 
 
 @dataclass(slots=True)
@@ -84,7 +98,9 @@ class Tally:
         self.run_count += 1
         self.backup_count += report.backup_count
         self.simulated_s += report.simulated_s
-        self.known_sites.update(report.visit_counts)
+        self.known_sites.update(
+            site for site in report.visit_counts if not site.startswith(SECOND_PREFIX)
+        )
         for evidence in report.evidences[:1]:
             self.endings[evidence.ending.value] += 1
         for fault in report.triggered:
@@ -123,14 +139,56 @@ def replay(token: Token, *, system: str = DEFAULT_SYSTEM) -> Report:
 
 
 @cache
+def _places_of_run(system: str, scenario_name: str, script: str) -> tuple[Place, ...]:
+    report = simulate(
+        _system(system), _scenarios()[scenario_name], FaultScript.parse(script), seed=0
+    )
+    places = census(report.visit_counts, report.families)
+    return tuple(place for place in places if not place.site.startswith(SECOND_PREFIX))
+
+
+def _scouts_for(system: str, scenario_name: str, *, with_kills: bool) -> list[str]:
+    """The scouts whose fault would happen; any other ends as the run without one does."""
+    last_uses: dict[str, int] = {}
+    for place in _places_of_run(system, scenario_name, ""):
+        last_uses[place.site] = max(place.nth, last_uses.get(place.site, 0))
+    texts = _SCOUTS + (_KILLED_SCOUTS if with_kills else ())
+    return [
+        text
+        for text in texts
+        if all(last_uses.get(f.site, 0) >= f.nth for f in FaultScript.parse(text).faults)
+    ]
+
+
 def scout(system: str, scenario_name: str, *, with_kills: bool) -> tuple[Place, ...]:
-    """All places of a scenario, from runs that end in different ways."""
-    scenario = _scenarios()[scenario_name]
-    places: set[Place] = set()
-    for text in _SCOUTS + (_KILLED_SCOUTS if with_kills else ()):
-        report = simulate(_system(system), scenario, FaultScript.parse(text), 0)
-        places.update(census(report.visit_counts, report.families))
+    """All places of a scenario that we know of, from runs that end in different ways."""
+    texts = ["", *_scouts_for(system, scenario_name, with_kills=with_kills)]
+    places = {place for text in texts for place in _places_of_run(system, scenario_name, text)}
     return tuple(sorted(places))
+
+
+def _take_turn(
+    system: str, scenario_name: str, turn_index: int, *, with_kills: bool
+) -> tuple[tuple[Place, ...], str]:
+    """Places from the plain run and one scout's, and the site whose turn it is.
+
+    Each scout comes round in turn, and each site: one that only this scout found, then one of the
+    plain run.
+    """
+    plain = _places_of_run(system, scenario_name, "")
+    texts = _scouts_for(system, scenario_name, with_kills=with_kills)
+    if not texts:
+        sites = sorted({place.site for place in plain})
+        return plain, sites[turn_index % len(sites)] if sites else ""
+    round_index, scout_index = divmod(turn_index, len(texts))
+    found = _places_of_run(system, scenario_name, texts[scout_index])
+    known = {place.site for place in plain}
+    added = sorted({place.site for place in found} - known)
+    if added and round_index % 2 == 0:
+        site = added[round_index // 2 % len(added)]
+    else:
+        site = sorted(known)[turn_index % len(known)]
+    return tuple(sorted({*plain, *found})), site
 
 
 def list_tokens(options: ExploreOptions) -> Iterator[Token]:
@@ -148,10 +206,15 @@ def list_tokens(options: ExploreOptions) -> Iterator[Token]:
                 for script in scripts:
                     yield Token(scenario=name, seed=0, script=script.render())
     for seed in range(options.first_seed, options.first_seed + options.seed_count):
-        name = names[seed % len(names)]
-        places_of = scout(options.system, name, with_kills=options.with_kills)
+        turn_count, name_index = divmod(seed, len(names))
+        name = names[name_index]
+        # Scenarios of one kind share their sites: they begin at different ones.
+        turn_index = turn_count + _TURN_STRIDE * name_index
+        places_of, site = _take_turn(
+            options.system, name, turn_index, with_kills=options.with_kills
+        )
         stream = Chance(seed).of("faults").stream()
-        script = draw_script(stream, places_of, with_kills=options.with_kills)
+        script = draw_script(stream, places_of, with_kills=options.with_kills, first_site=site)
         yield Token(scenario=name, seed=seed, script=script.render())
 
 
@@ -193,6 +256,8 @@ def explore(options: ExploreOptions) -> Tally:
     def bounded() -> Iterator[tuple[tuple[Token, ...], str, str]]:
         for chunk in _chunks(list_tokens(options), options):
             if options.time_limit_s and time.monotonic() - began_s > options.time_limit_s:
+                return
+            if options.stop_early and total.violations:
                 return
             yield chunk
 

@@ -88,7 +88,7 @@ def plan_launch(arguments: Sequence[str]) -> LaunchPlan:
                 plan.monitor_paths.append(_unix_path(value))
             case "serial" | "parallel" if value.startswith("unix:"):
                 plan.idle_paths.append(_unix_path(value))
-            case "drive" | "blockdev":
+            case "drive" | "blockdev" | "object":
                 plan.block_options.append((option, value))
             case "device":
                 options = parse_options(value, first_key="driver")
@@ -154,21 +154,31 @@ def attach_disks(machine: Machine, plan: LaunchPlan) -> None:
                     machine.block.add_drive(parse_options(value))
                 case "blockdev":
                     machine.block.add_node(parse_nested(value))
+                case "object":
+                    _add_object(machine, parse_nested(value, first_key="qom-type"))
                 case _:
                     options = parse_options(value, first_key="driver")
                     if "drive" in options:
-                        machine.block.attach_device(options["drive"], options.get("id", ""))
+                        machine.block.attach_device(
+                            options["drive"], options.get("id", ""), options.get("driver", "")
+                        )
         except CommandError as error:
             raise ConfigError(f"-{option} {value}: {error.description}") from error
 
 
-def parse_nested(value: str) -> dict[str, Any]:
+def _add_object(machine: Machine, options: dict[str, Any]) -> None:
+    # Others (memory backends, I/O threads) are accepted and have no effect.
+    if options.get("qom-type") == "throttle-group":
+        machine.block.objects.add(options)
+
+
+def parse_nested(value: str, *, first_key: str = "driver") -> dict[str, Any]:
     """Options as JSON, or as a list whose keys have dots."""
     if value.startswith("{"):
         found = json.loads(value)
         return dict(found)
     nested: dict[str, Any] = {}
-    for key, text in parse_options(value, first_key="driver").items():
+    for key, text in parse_options(value, first_key=first_key).items():
         *parents, last = key.split(".")
         place = nested
         for parent in parents:

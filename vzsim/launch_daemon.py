@@ -16,7 +16,7 @@ from vzsim.fakeqmp.schema import CommandError, Dialect
 from vzsim.launch import parse_nested
 
 _WITH_VALUE = ("chardev", "monitor", "blockdev", "nbd-server", "export", "pidfile", "object")
-_STEPS = ("blockdev", "nbd-server", "export")
+_STEPS = ("object", "blockdev", "nbd-server", "export")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,9 +82,12 @@ def _understand(plan: DaemonPlan, option: str, value: str) -> None:
 def carry_out(daemon: Machine, plan: DaemonPlan) -> None:
     """Set up nodes, server and exports. Raises: ConfigError with QEMU's text."""
     for option, value in plan.steps:
-        options: dict[str, Any] = parse_nested(value)
+        first_key = "qom-type" if option == "object" else "driver"
+        options: dict[str, Any] = parse_nested(value, first_key=first_key)
         try:
             match option:
+                case "object":
+                    daemon.block.objects.add(options)
                 case "blockdev":
                     daemon.block.add_node(options)
                 case "nbd-server":

@@ -21,17 +21,22 @@ and one of code on the ports of `vzdump_qemu.ports`, in virtual time, with an ho
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from vzdump_qemu.errors import InternalError
+
+if TYPE_CHECKING:
+    from vzsim.fakepbs import ServedPbs
 
 _T = TypeVar("_T")
 _START_S = 10.0
@@ -62,18 +67,8 @@ class FakeQmp:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[ServedVm]:
         """Have the machine up until the block ends."""
-        vm = ServedVm(
-            qmp_path=str(self.directory / "qmp.sock"), agent_path=str(self.directory / "qga.sock")
-        )
-        argv = [sys.executable, "-m", "vzsim.cli", "serve", "--dialect", self.dialect]
-        argv += ["--qmp", vm.qmp_path, "--agent", vm.agent_path]
-        for disk in self.disks:
-            argv += ["--disk", disk]
-        if self._script:
-            path = self.directory / "script.toml"
-            path.write_text(self._script, encoding="utf-8")
-            argv += ["--script", str(path)]
-        process = await asyncio.create_subprocess_exec(*argv)
+        vm = self._vm()
+        process = await asyncio.create_subprocess_exec(*self._argv(vm))
         try:
             await self._await_sockets(process, vm)
             yield vm
@@ -82,12 +77,77 @@ class FakeQmp:
                 process.terminate()
             await process.wait()
 
+    @contextmanager
+    def served(self) -> Iterator[ServedVm]:
+        """The same for clients that block."""
+        vm = self._vm()
+        process = subprocess.Popen(self._argv(vm))
+        try:
+            deadline_s = time.monotonic() + _START_S
+            while not self._is_up(vm):
+                if process.poll() is not None or time.monotonic() > deadline_s:
+                    raise InternalError(f"the fake machine ended with {process.returncode}")
+                time.sleep(_POLL_S)
+            yield vm
+        finally:
+            process.terminate()
+            process.wait()
+
+    def _vm(self) -> ServedVm:
+        return ServedVm(
+            qmp_path=str(self.directory / "qmp.sock"), agent_path=str(self.directory / "qga.sock")
+        )
+
+    @staticmethod
+    def _is_up(vm: ServedVm) -> bool:
+        return Path(vm.qmp_path).exists() and Path(vm.agent_path).exists()
+
+    def _argv(self, vm: ServedVm) -> list[str]:
+        argv = [sys.executable, "-m", "vzsim.cli", "serve", "--dialect", self.dialect]
+        argv += ["--qmp", vm.qmp_path, "--agent", vm.agent_path]
+        for disk in self.disks:
+            argv += ["--disk", disk]
+        if self._script:
+            path = self.directory / "script.toml"
+            path.write_text(self._script, encoding="utf-8")
+            argv += ["--script", str(path)]
+        return argv
+
     async def _await_sockets(self, process: asyncio.subprocess.Process, vm: ServedVm) -> None:
         async with asyncio.timeout(_START_S):
-            while not (Path(vm.qmp_path).exists() and Path(vm.agent_path).exists()):
+            while not self._is_up(vm):
                 if process.returncode is not None:
                     raise InternalError(f"the fake machine ended with {process.returncode}")
                 await asyncio.sleep(_POLL_S)
+
+
+@dataclass(slots=True)
+class PbsFixture:
+    """A fake backup server on the loopback, on the loop of the test itself."""
+
+    directory: Path
+    _script: str = field(default="")
+
+    def script(self, text: str) -> None:
+        """What shall go wrong: TOML, see `vzsim.fakepbs.faults`."""
+        self._script = text
+
+    @asynccontextmanager
+    async def serving(self, **config: Any) -> AsyncIterator[ServedPbs]:
+        """Have the server up until the block ends; its datastore is in `directory`.
+
+        Args:
+            config: what differs from `vzsim.fakepbs.PbsConfig`; refusals are not delayed.
+        """
+        from vzsim.fakepbs import PbsConfig, PbsServeOptions, read_faults, serving
+
+        options = PbsServeOptions(
+            directory=self.directory,
+            script=read_faults(self._script),
+            config=PbsConfig(**{"refusal_delay_s": 0.0, **config}),
+        )
+        async with serving(options) as served:
+            yield served
 
 
 @dataclass(slots=True)
@@ -122,6 +182,12 @@ def fake_qmp() -> Iterator[FakeQmp]:
 def fake_agent(fake_qmp: FakeQmp) -> FakeQmp:
     """The same machine, for tests that only want its guest agent (``agent_path``)."""
     return fake_qmp
+
+
+@pytest.fixture
+def fake_pbs(tmp_path: Path) -> PbsFixture:
+    """A fake Proxmox Backup Server; start it with ``async with fake_pbs.serving()``."""
+    return PbsFixture(tmp_path / "datastores")
 
 
 @pytest.fixture

@@ -11,12 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from vzdump_qemu.units import MIB
 from vzsim.event_log import EventLog, Lane
 from vzsim.evidence import Observed, Rest
+from vzsim.fakeqmp.machine import Machine
 from vzsim.fakeqmp.run_state import RunState
-from vzsim.fakeqmp.script import GuestRules, Script
+from vzsim.fakeqmp.schema import Dialect
+from vzsim.fakeqmp.script import AgentRules, BackupRules, GuestRules, Script
 from vzsim.faults import Kind
 from vzsim.kernel import Chance, SimulatedLoop
+from vzsim.others import Others
 from vzsim.scenario import Scenario
 from vzsim.world.clock import SimulatedClock
 from vzsim.world.commands import SimulatedCommands
@@ -24,7 +28,8 @@ from vzsim.world.files import SimulatedFiles
 from vzsim.world.journal import SimulatedJournals
 from vzsim.world.machine import MachineHost, SimulatedMachine, VmShape, memory_images
 from vzsim.world.node import DUMP_DIRECTORY, SimulatedNode
-from vzsim.world.pipes import Descriptors, SimulatedPipe
+from vzsim.world.packer import SimulatedPacker
+from vzsim.world.pipes import Descriptors
 from vzsim.world.store import CompressorRules, SimulatedStore
 from vzsim.world.writer import GuestWriter
 
@@ -32,10 +37,30 @@ VMID = 100
 SECRET = "hunter2hunter2"
 _IMAGE_FOLDER = "/var/lib/vz/images"
 _TPM_PATH = f"{_IMAGE_FOLDER}/{VMID}/vm-{VMID}-tpm.raw"
+_EFI_PATH = f"{_IMAGE_FOLDER}/{VMID}/vm-{VMID}-efi.raw"
+# A storage that allocates in such steps has more room than the EFI variables need.
+_EFI_VOLUME_BYTES = 4 * MIB
 _QUIET_EVENTS = frozenset({"JOB_STATUS_CHANGE"})
-_OBEDIENT_SHUTDOWN_S = 2.0
+# Room for everything, should the target have been full.
+_ROOMY_BYTES = 1 << 50
+# From here a VM comes back only by being started anew.
+_DEAD_ENDS = (RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.POSTMIGRATE)
 _QUIET_COMMANDS = frozenset({"qmp_capabilities"})
-_FOREIGN_JOB_BYTES_PER_S = 16384
+# What changes a VM; only who holds its lock may do so.
+_CHANGES = frozenset(
+    {
+        "backup",
+        "backup-cancel",
+        "blockdev-add",
+        "blockdev-del",
+        "closefd",
+        "cont",
+        "getfd",
+        "human-monitor-command",
+        "quit",
+        "stop",
+    }
+)
 
 
 class Scene:
@@ -56,31 +81,30 @@ class Scene:
             f"{_IMAGE_FOLDER}/{VMID}/vm-{VMID}-disk-{index}.raw": size_bytes
             for index, size_bytes in enumerate(scenario.disks)
         }
+        self._disk_paths = {f"drive-scsi{at}": path for at, path in enumerate(sizes)}
         extra = {_TPM_PATH: scenario.tpm_bytes} if scenario.tpm_bytes else {}
+        if scenario.efi_bytes:
+            extra[_EFI_PATH] = scenario.efi_bytes
+            self._disk_paths["drive-efidisk0"] = _EFI_PATH
         images = memory_images({**sizes, **extra}, chance.of("disks").stream())
         self._own_images = frozenset(images)
         self.node = SimulatedNode(self.files, images)
+        self.node.storages.volume_bytes[_EFI_PATH] = _EFI_VOLUME_BYTES
+        self.node.storages.fleecing_bytes = scenario.fleecing_bytes
         self.store = SimulatedStore(self.files, descriptors)
+        self.store.compressor = scenario.compressor
+        if scenario.pipe_bytes:
+            self.store.pipe_bytes = scenario.pipe_bytes
+        if scenario.target_bytes:
+            self.files.capacity_bytes = scenario.target_bytes
         self.host = MachineHost(
             files=self.files,
             descriptors=descriptors,
             images=images,
             stream=chance.of("qemu").stream(),
         )
-        self.machine = SimulatedMachine(
-            VmShape(
-                vmid=VMID,
-                disks=tuple((f"drive-scsi{at}", path) for at, path in enumerate(sizes)),
-                has_agent=scenario.has_agent,
-                script=Script(
-                    agent=scenario.agent,
-                    backup=scenario.backup,
-                    guest=GuestRules(keep_point_in_time="kept"),
-                ),
-                shutdown_s=scenario.shutdown_s,
-            ),
-            self.host,
-        )
+        self.packer = SimulatedPacker(self.host.sockets, images)
+        self.machine = SimulatedMachine(self._shape(), self.host)
         self.machine.watcher = self
         self.writer = GuestWriter(
             self.machine,
@@ -90,9 +114,33 @@ class Scene:
         self.node.machines[VMID] = self.machine
         self.node.configs[VMID] = self._config()
         self.older: dict[str, bytes] = {}
-        self._others_act = False
-        self._foreign_job = False
-        self._foreign_reader: asyncio.Task[None] | None = None
+        self.others = Others(self, chance.of("power").stream())
+
+    @property
+    def tpm_path(self) -> str:
+        """Where the TPM state is."""
+        return _TPM_PATH
+
+    def _shape(self) -> VmShape:
+        scenario = self.scenario
+        empty = tuple(f"drive-{key}" for key in scenario.empty_disks)
+        absent = {*empty, *(f"drive-{key}" for key in scenario.missing_disks)}
+        return VmShape(
+            vmid=VMID,
+            disks=tuple(entry for entry in self._disk_paths.items() if entry[0] not in absent),
+            empty_drives=empty,
+            has_agent=scenario.has_agent,
+            script=Script(
+                command=scenario.command,
+                event=scenario.event,
+                agent=scenario.agent,
+                backup=scenario.backup,
+                guest=GuestRules(keep_point_in_time="kept"),
+            ),
+            dialect=scenario.dialect,
+            no_shutdown=scenario.no_shutdown,
+            shutdown_s=scenario.shutdown_s,
+        )
 
     def _config(self) -> bytes:
         lines = [f"lock: {self.scenario.lock}"] if self.scenario.lock else []
@@ -101,45 +149,41 @@ class Scene:
             f"scsi{index}: local:{VMID}/vm-{VMID}-disk-{index}.raw,size={size_bytes}"
             for index, size_bytes in enumerate(self.scenario.disks)
         ]
+        if self.scenario.efi_bytes:
+            lines.append(f"efidisk0: local:{VMID}/vm-{VMID}-efi.raw,efitype=4m,size=4M")
         if self.scenario.tpm_bytes:
             lines.append(f"tpmstate0: local:{VMID}/vm-{VMID}-tpm.raw,size=4M,version=v2.0")
         return "".join(line + "\n" for line in lines).encode()
 
     async def begin(self) -> None:
         """Everything is up as the scenario says."""
-        for index in range(self.scenario.older_archives):
-            path = f"{DUMP_DIRECTORY}/vzdump-qemu-{VMID}-2025_12_0{index + 1}-03_04_05.vma.zst"
+        names = [f"2025_12_0{index + 1}-03_04_05" for index in range(self.scenario.older_archives)]
+        for index, name in enumerate([*names, *self.scenario.older_names]):
+            path = f"{DUMP_DIRECTORY}/vzdump-qemu-{VMID}-{name}.vma.zst"
             self.files.create(path)
             self.files.append(path, f"older archive {index}".encode())
             self.older[path] = self.files.read(path)
-        if self.scenario.state != "stopped":
-            self.machine.boot(RunState.RUNNING)
-            if self.scenario.state == "paused":
-                self.machine.process.control.stop()
-        if self.scenario.foreign_job:
-            await self._start_foreign_job()
+        self.files.settle()
+        self._boot()
+        self.others.begin()
+        # A guest that was at work before anybody came.
+        self.writer.start()
         await asyncio.sleep(1)
 
-    async def _start_foreign_job(self) -> None:
-        """Another tool backs this VM up already, to a place of its own."""
-        process = self.machine.process
-        pipe = SimulatedPipe()
-        fd = self.host.descriptors.open(pipe)
-        self.files.create("/var/tmp/other.conf")
-        self._others_act = True
-        process.script = _with_pace(process.script, _FOREIGN_JOB_BYTES_PER_S)
-        async with self.machine.connect_qmp(timeout_s=5) as qmp:
-            await qmp.execute_with_fd("getfd", {"fdname": "other"}, fd, timeout_s=5)
-            self.host.descriptors.close(fd)
-            await qmp.execute(
-                "backup",
-                {"backup-file": "/dev/fdname/other", "devlist": "drive-scsi0"},
-                timeout_s=5,
-            )
-        self._others_act = False
-        self._foreign_job = True
-        self.files.unlink("/var/tmp/other.conf")
-        self._foreign_reader = asyncio.ensure_future(_read_all(pipe))
+    def _boot(self) -> None:
+        """The VM as the scenario says."""
+        match self.scenario.state:
+            case "stopped":
+                return
+            case "postmigrate":
+                self.machine.boot(RunState.POSTMIGRATE)
+                return
+        self.machine.boot(RunState.RUNNING)
+        control = self.machine.process.control
+        if self.scenario.state == "paused":
+            control.stop()
+        elif self.scenario.state == "suspended":
+            control.guest_suspends()
 
     # -- watching ------------------------------------------------------------------------------
 
@@ -162,12 +206,22 @@ class Scene:
         self.look()
         if name not in _QUIET_COMMANDS:
             self.log.tell(Lane.QEMU, f"obeys {name}")
-        if name == "backup":
+        if name in ("backup", "blockdev-reopen"):
             self.writer.hurry()
-        if name in ("backup-cancel", "block-job-cancel") and not self._others_act:
-            run = self.machine.process.backup.run
-            if run is not None and self._foreign_job:
-                self.observed.foreign_harms.append(f"{name} was sent to another's job")
+        if name in _CHANGES and self._was_unlocked() and not self.others.is_acting:
+            self.observed.unlocked_acts.append(name)
+        if name in ("backup-cancel", "block-job-cancel"):
+            self.others.note_cancel(name)
+
+    def _was_unlocked(self) -> bool:
+        """The tool had the VM's lock and has given it back."""
+        lock_log = self.node.lock_log
+        return bool(lock_log) and lock_log[-1].startswith("unlock")
+
+    def active_job(self) -> str:
+        """The tool's own backup job, if one is active now."""
+        run = self.machine.process.backup.run if self.machine.run_state is not None else None
+        return "backup" if run is not None and not self.others.has_foreign_job else ""
 
     def command_ended(self, name: str, outcome: Any) -> None:
         """Nothing to note."""
@@ -176,66 +230,27 @@ class Scene:
         """QEMU spoke."""
         if name not in _QUIET_EVENTS:
             self.log.tell(Lane.AGENT if name.startswith("VSERPORT") else Lane.QEMU, name)
+        if name == "RESET":
+            self.writer.restarts()
+        elif name == "SHUTDOWN" and data.get("guest"):
+            self.writer.shuts_down()
 
     def point_in_time_came(self) -> None:
         """A job fixed what it stands for."""
         agent = self.machine.process.agent
-        if not self._others_act:
+        if not self.others.is_acting:
             self.observed.point_in_time_count += 1
             self.observed.was_frozen_at_point_in_time = agent is not None and agent.is_frozen
+            self.observed.guest_mark = self.writer.mark()
 
     def tell(self, line: str) -> None:
         """A line of the tool's own log."""
         self.log.tell(Lane.TOOL, line)
         self.observed.public_lines.append(line)
 
-    # -- others --------------------------------------------------------------------------------
-
     def actors(self) -> dict[Kind, Callable[[float], None]]:
         """What others do at a moment that a fault script names."""
-        return {
-            Kind.PAUSE_VM: self._pause,
-            Kind.START_VM: self._start,
-            Kind.CANCEL_JOB: self._cancel_job,
-            Kind.QEMU_DIES: self._qemu_dies,
-            Kind.GUEST_POWERS_OFF: self._power_off,
-            Kind.GUEST_RESETS: self._reset,
-            Kind.CLOCK_BACK: self._set_clock_back,
-        }
-
-    def _pause(self, length_s: float) -> None:
-        if self.machine.run_state is RunState.RUNNING:
-            self.machine.process.control.stop()
-            self.observed.operator_paused = True
-
-    def _start(self, length_s: float) -> None:
-        match self.machine.run_state:
-            case None:
-                self.machine.boot(RunState.RUNNING)
-                self.observed.operator_started = True
-            case RunState.PAUSED | RunState.PRELAUNCH:
-                self.machine.process.control.cont()
-                self.observed.operator_started = True
-
-    def _cancel_job(self, length_s: float) -> None:
-        if self.machine.run_state is not None:
-            self.machine.process.backup.cancel()
-
-    def _qemu_dies(self, length_s: float) -> None:
-        if self.machine.run_state is not None:
-            self.machine.end_process()
-
-    def _power_off(self, length_s: float) -> None:
-        if self.machine.run_state is RunState.RUNNING:
-            self.machine.process.control.guest_powers_off()
-            self.observed.guest_went_off = True
-
-    def _reset(self, length_s: float) -> None:
-        if self.machine.run_state is RunState.RUNNING:
-            self.machine.process.control.guest_resets()
-
-    def _set_clock_back(self, length_s: float) -> None:
-        self.clock.skew_s -= length_s
+        return self.others.actors()
 
     # -- rest ----------------------------------------------------------------------------------
 
@@ -244,26 +259,34 @@ class Scene:
         state = self.machine.run_state
         process = self.machine.process if state is not None else None
         run = process.backup.run if process is not None else None
-        nodes = [name for name, _ in process.block.disks()] if process is not None else []
         agent = process.agent if process is not None else None
         lock = self.node.lock_of(VMID)
-        foreign_count = int(run is not None and self._foreign_job)
+        is_foreign = run is not None and self.others.has_foreign_job
+        others_count = int(is_foreign) + len(self.others.leaked_fds)
         return Rest(
             files={path: bytes(file.content) for path, file in sorted(self.files.files.items())},
             directories=tuple(sorted(self.files.directories)),
-            lock="" if lock == self.scenario.lock else lock,
+            lock="" if lock in (self.scenario.lock, self.others.taken_lock) else lock,
             foreign_lock=lock,
-            open_descriptor_count=self.host.descriptors.open_count() - foreign_count,
+            open_descriptor_count=self.host.descriptors.open_count() - others_count,
             live_compressor_count=self.store.live_compressor_count,
             alive_handle_count=self.machine.alive_handle_count,
             run_state="" if state is None else state.value,
             is_frozen=agent is not None and agent.is_frozen,
-            can_thaw=agent is not None and agent.is_up and state is RunState.RUNNING,
-            active_job="backup" if run is not None and not self._foreign_job else "",
-            extra_nodes=tuple(sorted(set(nodes) - self.machine.disk_names)),
+            can_thaw=(
+                agent is not None
+                and agent.is_up
+                and agent.rules.thaw_error is None
+                and state is RunState.RUNNING
+            ),
+            active_job=self.active_job(),
+            extra_nodes=_named_nodes(process),
             extra_images=tuple(sorted(set(self.host.images) - self._own_images)),
             recorded_fleecing=tuple(self.node.fleecing_records.get(VMID, ())),
             stdout=bytes(self.store.stdout),
+            undurable=tuple(
+                path for path in sorted(self.files.files) if not self.files.is_durable(path)
+            ),
             journalled=tuple(
                 " ".join((reversal.kind.value, *reversal.names))
                 for journal in self.journals.journals.values()
@@ -274,44 +297,69 @@ class Scene:
     async def heal(self) -> None:
         """What a good operator would do: everything works again, nothing is cleaned up."""
         self.files.fault = lambda operation, path: None
+        self.files.capacity_bytes = max(self.files.capacity_bytes, _ROOMY_BYTES)
+        self.node.storages.fleecing_bytes = 0
         self.store.compressor = CompressorRules()
         self.store.stdout.clear()
-        if self.scenario.shutdown_s < 0:
-            self.machine.shape = replace(self.machine.shape, shutdown_s=_OBEDIENT_SHUTDOWN_S)
+        self.others.heal()
         if self.node.lock_of(VMID):
             config = self.node.configs[VMID]
             self.node.configs[VMID] = config.partition(b"\n")[2]
-        wants = self.scenario.state
-        if self.machine.run_state is RunState.SHUTDOWN:
-            self.machine.end_process()
-        if wants == "stopped":
-            self.machine.end_process()
-        elif self.machine.run_state is None:
-            self.machine.boot(RunState.RUNNING)
-        if self.machine.run_state is not None:
-            process = self.machine.process
-            process.script = self.machine.shape.script
-            if process.agent is not None:
-                process.agent.frozen_count = 0
-            if self._foreign_job:
-                process.backup.cancel()
-                self._foreign_job = False
-            if wants == "paused":
-                process.control.stop()
-            else:
-                process.control.cont()
+        self._heal_machine()
         self.observed = Observed(writes=self.writer.record)
         await asyncio.sleep(5)
+
+    def _heal_machine(self) -> None:
+        machine, scenario = self.machine, self.scenario
+        was_odd = machine.shape.is_odd or machine.run_state in _DEAD_ENDS
+        script = machine.shape.script
+        machine.shape = replace(
+            machine.shape,
+            disks=tuple(self._disk_paths.items()),
+            empty_drives=(),
+            script=Script(
+                agent=AgentRules(state=script.agent.state),
+                backup=BackupRules(bytes_per_s=script.backup.bytes_per_s),
+                guest=script.guest,
+            ),
+            dialect=Dialect.PVE,
+            no_shutdown=True,
+            shutdown_s=abs(scenario.shutdown_s),
+        )
+        if was_odd or scenario.state == "stopped" or self._lacks_a_disk():
+            machine.end_process()
+        if machine.run_state is None:
+            if scenario.state in ("stopped", "postmigrate"):
+                return
+            machine.boot(RunState.RUNNING)
+        process = machine.process
+        process.script = machine.shape.script
+        if process.agent is not None:
+            process.agent.rules = process.script.agent
+            process.agent.frozen_count = 0
+        if machine.run_state is RunState.SUSPENDED:
+            process.control.wake_up()
+        if scenario.state == "paused":
+            process.control.stop()
+        else:
+            process.control.cont()
+        if scenario.state == "suspended":
+            process.control.guest_suspends()
+
+    def _lacks_a_disk(self) -> bool:
+        if self.machine.run_state is None:
+            return False
+        block = self.machine.process.block
+        return any(block.backend(name) is None for name in self._disk_paths)
 
 
 def _name(state: RunState | None) -> str:
     return "off" if state is None else state.value
 
 
-def _with_pace(script: Script, bytes_per_s: int) -> Script:
-    return replace(script, backup=replace(script.backup, bytes_per_s=bytes_per_s))
-
-
-async def _read_all(pipe: SimulatedPipe) -> None:
-    while await pipe.read(1 << 20):
-        pass
+def _named_nodes(process: Machine | None) -> tuple[str, ...]:
+    """Block nodes that somebody added by name; a VM's own have names of QEMU's making."""
+    if process is None:
+        return ()
+    names = {str(node["node-name"]) for node in process.block.describe_nodes()}
+    return tuple(sorted(name for name in names if not name.startswith("#")))

@@ -15,19 +15,15 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeVar
 
 from vzdump_qemu.errors import BackupError, ConfigError
-from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Journals, Node
+from vzdump_qemu.journal_ports import Journals
+from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Node, VmaPacker
 from vzsim.checkers import Violation, judge
 from vzsim.event_log import EventLog, Lane
 from vzsim.evidence import RECOVERY_PREFIX, Ending, Evidence
-from vzsim.faults import Family, Fault, FaultScript, Plane
-from vzsim.faults.host import (
-    FaultyClock,
-    FaultyCommands,
-    FaultyJournals,
-    FaultyNode,
-    FaultyStore,
-    watch_files,
-)
+from vzsim.faults import Family, Fault, FaultScript, Kind, Plane
+from vzsim.faults.host import FaultyClock, FaultyCommands, FaultyJournals, FaultyNode
+from vzsim.faults.packer import FaultyPacker
+from vzsim.faults.store import FaultyStore, watch_files
 from vzsim.kernel import Chance, Deadlock, SimulatedLoop
 from vzsim.scenario import Scenario
 from vzsim.scene import SECRET, VMID, Scene
@@ -41,21 +37,34 @@ TOOL_S_MAX = 24 * 3600.0
 SETTLE_S = 1000.0
 # From a tool's death to its guardian's first act.
 GUARDIAN_S = 0.1
+# From a power loss to the first act of whoever puts things back, on the node that booted.
+BOOT_S = 90.0
+# Stands before the sites of a second run on the same VM, and the lock that a run holds.
+SECOND_PREFIX = "second."
+OWN_LOCK = "backup"
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemPorts:
-    """What a system under test gets to work with."""
+    """What a system under test gets to work with.
+
+    Attributes:
+        tell: takes one line of the tool's log.
+        tell_end: takes whether the backup ended well, as its operator is told; a tool that is
+            cancelled after that tells no other end.
+    """
 
     node: Node
     store: ArchiveStore
+    packer: VmaPacker
     journals: Journals
     commands: CommandRunner
     clock: Clock
     ids: Ids
     tell: Callable[[str], None]
+    tell_end: Callable[[bool], None]
 
 
 class Outcome(Protocol):
@@ -78,8 +87,12 @@ class System(Protocol):
         """Back up one VM; cancelled when a signal comes."""
         ...
 
-    async def recover(self, ports: SystemPorts) -> bool:
-        """Put back what a killed `back_up` (or a killed `recover`) left; whether it was all."""
+    async def recover(self, ports: SystemPorts, vmid: int) -> bool:
+        """Put back what a killed `back_up` (or a killed `recover`) left; whether it was all.
+
+        Called as well when a `back_up` ended with open lines in its journal, as a process that
+        watches over it would.
+        """
         ...
 
 
@@ -174,17 +187,22 @@ class _Trial:
         self._scene = Scene(scenario, seed, loop)
         self._evidences: list[Evidence] = []
         self._violations: list[Violation] = []
+        self._tool_ended_s = 0.0
+        self._told: list[bool] = []
         self.plane = Plane(scenario.faults + script, self._scene.log)
         # The tool of the first attempt, then each recovery of it.
         self._planes = [self.plane]
         self._ids = SimulatedIds(Chance(seed).of("tool").stream())
+        self._second: tuple[Plane, asyncio.Task[Outcome]] | None = None
 
     async def run(self) -> None:
         scene = self._scene
         await scene.begin()
         self._loop.observe(scene.look)
         await self._attempt(0)
-        if self.plane.triggered or self._violations:
+        ended_well = self._evidences[0].ending is Ending.OK
+        was_bad = self.plane.triggered or self._violations or not ended_well
+        if was_bad and self._scenario.heals:
             await scene.heal()
             for plane in self._planes:
                 plane.end()
@@ -197,14 +215,18 @@ class _Trial:
         scene.writer.record = type(scene.writer.record)()
         scene.observed = replace(scene.observed, writes=scene.writer.record)
         scene.host.points_in_time.clear()
-        plane.actors = scene.actors()
+        still_disks = self._look_at_still_disks()
+        plane.actors = {**scene.actors(), Kind.SECOND_RUN: self._start_second}
         watch_files(plane, scene.store)
         scene.writer.start()
+        scene.node.lock_log.clear()
+        self._told.clear()
         began_s = self._loop.time()
         ending, error, outcome = await self._run_tool(plane)
-        duration_s = self._loop.time() - began_s
+        job_at_end = scene.active_job()
+        duration_s = self._tool_ended_s - began_s
         scene.log.tell(Lane.TOOL, f"ended {ending.value} {error}".rstrip())
-        points_in_time = dict(scene.host.points_in_time)
+        points_in_time = dict(scene.host.points_in_time) or still_disks
         await asyncio.sleep(1.0)
         scene.writer.stop()
         await asyncio.sleep(SETTLE_S if plane.triggered else 10.0)
@@ -217,11 +239,14 @@ class _Trial:
             error=error,
             archive_path=outcome.archive_path if outcome else "",
             says_frozen=outcome.says_frozen if outcome else False,
+            told_good=self._told[-1] if self._told else None,
+            job_at_end=job_at_end,
             duration_s=duration_s,
             allowance_s=sum(each.allowance_s for each in self._planes) if index == 0 else 0.0,
             observed=scene.observed,
             rest=scene.collect(),
             points_in_time=points_in_time,
+            local_spans=tuple(scene.clock.local_spans(began_s, began_s + duration_s)),
             older=dict(scene.older),
             secret=SECRET,
         )
@@ -229,25 +254,62 @@ class _Trial:
         self._evidences.append(evidence)
         self._violations += judge(evidence)
 
+    def _look_at_still_disks(self) -> dict[str, bytes]:
+        """The disks of a VM that is off: without a job their point in time is always now."""
+        scene = self._scene
+        if scene.machine.run_state is not None:
+            return {}
+        scene.observed.guest_mark = scene.writer.mark()
+        images = {name: scene.host.images[path] for name, path in scene.machine.shape.disks}
+        return {name: bytes(disk.read(0, disk.size_bytes)) for name, disk in images.items()}
+
     async def _run_tool(self, plane: Plane) -> tuple[Ending, str, Outcome | None]:
         options = {"vmid": VMID, **self._scenario.options}
         task = await self._live(plane, self._system.back_up(self._ports(plane), options))
+        self._tool_ended_s = self._loop.time()
+        await self._end_second()
         if task is None:
             await self._recover()
             return Ending.KILLED, "", None
         if not task.done():
             plane.kill()
             return Ending.HUNG, f"no end within {TOOL_S_MAX:.0f} simulated seconds", None
+        if any(journal.open_entries for journal in self._scene.journals.journals.values()):
+            await self._recover()
         return _ending_of(task)
+
+    def _start_second(self, length_s: float) -> None:
+        """Somebody starts the same tool on a VM that it works on."""
+        if self._second is None and self._scene.node.lock_of(VMID) == OWN_LOCK:
+            plane = Plane(FaultScript(), self._scene.log, prefix=SECOND_PREFIX)
+            options = {"vmid": VMID, **self._scenario.options}
+            work = self._system.back_up(self._ports(plane), options)
+            self._second = plane, asyncio.ensure_future(work)
+
+    async def _end_second(self) -> None:
+        """It was refused, or it still waits for its turn and is given up now."""
+        if self._second is None:
+            return
+        (plane, task), self._second = self._second, None
+        self._planes.append(plane)
+        if self._scene.observed.power_was_lost:
+            plane.kill()
+            return
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=TOOL_S_MAX)
+        elif not task.cancelled() and task.exception() is None and not task.result().error:
+            self._scene.observed.foreign_harms.append("a second run on the VM went through")
 
     async def _recover(self) -> None:
         """The guardian acts; one that is killed too leaves the rest to the next recovery."""
-        for script in (self._script, FaultScript()):
-            await asyncio.sleep(GUARDIAN_S)
+        for script in (self._scenario.faults + self._script, FaultScript()):
+            await asyncio.sleep(BOOT_S if self._scene.observed.power_was_lost else GUARDIAN_S)
             plane = Plane(script, self._scene.log, prefix=RECOVERY_PREFIX)
-            plane.actors = self._scene.actors()
+            # A run that comes now is the next one; that is judged later.
+            plane.actors = {**self._scene.actors(), Kind.SECOND_RUN: lambda length_s: None}
             watch_files(plane, self._scene.store)
-            task = await self._live(plane, self._system.recover(self._ports(plane)))
+            task = await self._live(plane, self._system.recover(self._ports(plane), VMID))
             self._planes.append(plane)
             if task is None:
                 continue
@@ -279,11 +341,13 @@ class _Trial:
         return SystemPorts(
             node=FaultyNode(plane, scene.node),
             store=FaultyStore(plane, scene.store),
+            packer=FaultyPacker(plane, scene.packer),
             journals=FaultyJournals(plane, scene.journals),
             commands=FaultyCommands(plane, scene.commands),
             clock=FaultyClock(plane, scene.clock),
             ids=self._ids,
             tell=lambda line: None if plane.is_dead else scene.tell(line),
+            tell_end=lambda good: None if plane.is_dead else self._told.append(good),
         )
 
     def end(self) -> None:

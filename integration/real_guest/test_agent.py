@@ -218,7 +218,8 @@ async def test_copy_taken_in_the_window_is_a_clean_file_system(
 async def test_refused_backup_of_a_real_guest_never_froze_it(
     guest: Guest, real_lab: RealLab
 ) -> None:
-    ended = await asyncio.to_thread(real_lab.tool, "--root", real_lab.root, 100)
+    words = ("--root", real_lab.root, 100, "--data-path", "native")
+    ended = await asyncio.to_thread(real_lab.tool, *words)
     assert ended.code == 255
     assert "has no 'backup' command" in ended.err
     assert "fs-freeze" not in ended.err

@@ -23,7 +23,7 @@ SLOW_JOB = "[backup]\nbytes_per_s = 65536\n"
 
 def journal(lab: Path, *lines: dict[str, object], vmid: int = 100) -> Path:
     """A journal as a killed run left it."""
-    path = lab / f"var/run/vzdump-qemu/{vmid}.journal"
+    path = lab / f"var/lib/vzdump-qemu/{vmid}.journal"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -161,7 +161,7 @@ def test_run_killed_with_its_guardian_is_put_back(
                 os.kill(guardian_pid(process.pid), signal.SIGKILL)
                 os.kill(process.pid, signal.SIGKILL)
                 break
-    path = lab / "var/run/vzdump-qemu/100.journal"
+    path = lab / "var/lib/vzdump-qemu/100.journal"
     assert path.exists()
     assert "lock: backup" in (lab / "etc/pve/qemu-server/100.conf").read_text()
 
@@ -192,7 +192,7 @@ def test_killed_run_is_put_back_by_its_guardian_alone(lab: Path, command: Run) -
         assert select.select([guardian], [], [], 20)[0], "the guardian does not end"
     finally:
         os.close(guardian)
-    assert list((lab / "var/run/vzdump-qemu").iterdir()) == []
+    assert list((lab / "var/lib/vzdump-qemu").iterdir()) == []
     assert "lock:" not in (lab / "etc/pve/qemu-server/100.conf").read_text()
     assert {entry.suffix for entry in (lab / "var/lib/vz/dump").iterdir()} <= {".log"}
     log = (lab / "var/log/vzdump/qemu-100.log").read_text()

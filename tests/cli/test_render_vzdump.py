@@ -165,6 +165,12 @@ EVENT_TEXTS: tuple[tuple[Event, list[str]], ...] = (
         ["INFO: pending configuration changes found (not included into backup)"],
     ),
     (events.ArchiveToStdout(), ["INFO: sending archive to stdout"]),
+    (events.DataPathChosen(name="native", reason="QEMU has a backup job of its own"), []),
+    (
+        events.DataPathChosen(name="pull", reason="QEMU 7.2.22 has no 'backup' command"),
+        ["INFO: data path: pull (QEMU 7.2.22 has no 'backup' command)"],
+    ),
+    (events.DataPathChosen(name="offline", reason=""), ["INFO: data path: offline (asked for)"]),
     (events.NoDisksFound(), ["INFO: backup contains no disks"]),
     (events.DisklessStarted(), ["INFO: starting diskless backup"]),
     (events.TemplateStarted(), ["INFO: starting template backup"]),
@@ -225,6 +231,11 @@ EVENT_TEXTS: tuple[tuple[Event, list[str]], ...] = (
         events.UndoFailed(what="thaw the guest", text="no end within 5 seconds"),
         ["ERROR: unable to thaw the guest - no end within 5 seconds"],
     ),
+    (
+        events.UndoSucceeded(what="thaw the guest"),
+        ["INFO: managed to thaw the guest after all"],
+    ),
+    (events.RecoveryNotNeeded(vmid=100), ["INFO: a backup of VM 100 is running"]),
     (
         events.ArchivePublished(archive_path="/a", size_bytes=5 * MIB + 1),
         ["INFO: archive file size: 5MB"],

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -227,7 +228,7 @@ class Lab:
                     found.append(words.replace(b"\0", b" ").decode(errors="replace"))
         return found
 
-    def assert_next_backup_good(self, *, restart: bool = True, verdict: str = "TASK OK") -> None:
+    def assert_next_backup_good(self, *, restart: bool = True) -> None:
         """A plain backup after the failed one succeeds and is whole; then it is removed.
 
         Args:
@@ -241,10 +242,17 @@ class Lab:
                 self.start()
         self.remove_archives()
         done = self.must(*self.backup_words())
-        assert done.err.splitlines()[-1] == verdict, done.err
+        assert done.err.splitlines()[-1] == "TASK OK", done.err
         [path] = self.archives()
         self.must("verify", path)
         self.remove_archives()
+
+    def await_no_journal(self) -> None:
+        """Wait until nothing is left to be put back."""
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        while list((self.root / "var/lib/vzdump-qemu").iterdir()):
+            assert time.monotonic() < deadline_s, "the journal stays"
+            time.sleep(0.05)
 
     def remove_archives(self) -> None:
         for path in self.dump.iterdir():

@@ -53,7 +53,7 @@ HALTED_MOMENTS = [
 
 
 def journal_directory(lab: Lab) -> Path:
-    return lab.root / "var/run/vzdump-qemu"
+    return lab.root / "var/lib/vzdump-qemu"
 
 
 def guardians_of(tool_pid: int) -> list[int]:

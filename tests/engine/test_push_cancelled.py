@@ -9,7 +9,7 @@ import pytest
 
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.events import Event
-from vzdump_qemu.ports import Reversal, ReversalKind
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzsim.world.clock import SimulatedClock
 
 

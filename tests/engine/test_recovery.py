@@ -15,7 +15,7 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.recovery import recover_all, recover_vm
 from vzdump_qemu.errors import ConfigError
-from vzdump_qemu.ports import Journal, Reversal, ReversalKind
+from vzdump_qemu.journal_ports import Journal, Reversal, ReversalKind
 from vzdump_qemu.units import NS_PER_S
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.script import AgentRules, BackupRules, CommandRule, Script
@@ -28,7 +28,7 @@ FD_NAME = "backup-12345678"
 TARGET = f"/dev/fdname/{FD_NAME}"
 TEMP_FILE = "/var/lib/vz/dump/vzdump-qemu-100.vma.dat"
 TEMP_TREE = "/var/lib/vz/dump/vzdump-qemu-100.tmp"
-FLEECING = "local:100/vm-100-fleece-0.raw"
+FLEECING = "local:100/vm-100-fleece-0.qcow2"
 NODE = "drive-tpmstate0-backup"
 SLOW_JOB = Script(backup=BackupRules(bytes_per_s=1 << 16))
 

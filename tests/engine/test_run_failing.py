@@ -13,6 +13,7 @@ from vzdump_qemu.events import BackupMode, Consistency
 from vzdump_qemu.plan.options import BackupOptions
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.script import AgentRules, BackupRules, CommandRule, Moment, Script
+from vzsim.world.journal import SimulatedJournal
 
 SLOW = BackupRules(bytes_per_s=1 << 20)
 
@@ -319,6 +320,16 @@ def test_locked_vm_is_refused_and_stays_locked(world: World) -> None:
     assert result is not None and str(result.error) == "VM is locked (migrate)"
     assert world.node.lock_of(100) == "migrate"
     assert "FreezeIssued" not in world.names()
+
+
+def test_lock_of_another_is_never_noted_as_ours_to_remove(world: World) -> None:
+    # Killed after such a note, the recovery would take a lock that a living backup holds.
+    journal = world.journals.journals[100] = SimulatedJournal()
+    world.config = "lock: backup\n" + CONFIG
+    result = world.run()
+    assert result is not None and str(result.error) == "VM is locked (backup)"
+    assert journal.noted_count == 0
+    assert world.node.lock_of(100) == "backup"
 
 
 def test_unknown_vm_is_told(world: World) -> None:

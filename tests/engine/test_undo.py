@@ -12,7 +12,7 @@ import pytest
 from vzdump_qemu import events
 from vzdump_qemu.engine.undo import RETRY_PAUSES_S, UndoStack, run_shielded
 from vzdump_qemu.errors import ConfigError, GuestError
-from vzdump_qemu.ports import Reversal, ReversalKind
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.units import NS_PER_S
 from vzsim.kernel import run_simulated
 from vzsim.world.clock import SimulatedClock
@@ -20,6 +20,7 @@ from vzsim.world.journal import SimulatedJournal
 
 THAW = Reversal(kind=ReversalKind.THAW)
 UNLOCK = Reversal(kind=ReversalKind.UNLOCK)
+DETACH = Reversal(kind=ReversalKind.DETACH, names=("tpm",))
 
 
 class FullJournal(SimulatedJournal):
@@ -282,20 +283,23 @@ def test_undo_that_failed_is_tried_again_and_told_once(undoing: Undoing) -> None
 def test_lock_goes_after_what_succeeds_only_when_tried_again(undoing: Undoing) -> None:
     async def scene() -> None:
         await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK, is_last=True)
-        await undoing.stack.push("thaw", FailsTwice(undoing), THAW)
+        await undoing.stack.push("thaw", FailsTwice(undoing), DETACH)
         await undoing.stack.unwind()
         assert undoing.done == ["thaw", "unlock"]
 
     play(scene())
 
 
-def test_lock_goes_even_if_something_stays_open(undoing: Undoing) -> None:
+@pytest.mark.parametrize(("kind", "done"), [(DETACH, []), (THAW, ["unlock"])])
+def test_lock_stays_while_what_needs_it_stays_open(
+    undoing: Undoing, kind: Reversal, done: list[str]
+) -> None:
     async def scene() -> None:
         await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK, is_last=True)
-        await undoing.stack.push("thaw", undoing.act("", error=GuestError("no")), THAW)
+        await undoing.stack.push("it", undoing.act("", error=GuestError("no")), kind)
         await undoing.stack.unwind()
-        assert undoing.done == ["unlock"]
-        assert undoing.noted() == [THAW]
+        assert undoing.done == done
+        assert undoing.noted()[-1] == kind
 
     play(scene())
 

@@ -8,14 +8,14 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from vzdump_qemu.errors import BackupError, ConfigError, VmLocked
-from vzdump_qemu.ports import Reversal, ReversalKind
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.stores.run_journal import FileJournal, FileJournals
 
 THAW = Reversal(kind=ReversalKind.THAW)
@@ -46,7 +46,8 @@ def leave(directory: Path, text: str | bytes, vmid: int = 100) -> Path:
 
 def note_line(index: int, reversal: Reversal) -> str:
     names = list(reversal.names)
-    return json.dumps({"note": index, "kind": reversal.kind.value, "names": names}) + "\n"
+    line = {"note": index, "kind": reversal.kind.value, "names": names, "boot": ""}
+    return json.dumps(line) + "\n"
 
 
 @contextmanager
@@ -291,14 +292,37 @@ async def test_watch_begins_after_owning_and_ends_after_forgetting(directory: Pa
     seen: list[tuple[str, bool]] = []
 
     @contextmanager
-    def watch(vmid: int) -> Iterator[None]:
+    def watch(vmid: int) -> Iterator[Callable[[], None]]:
         seen.append((f"begin {vmid}", path_of(directory).exists()))
-        yield
+        yield lambda: seen.append(("home", path_of(directory).exists()))
         seen.append((f"end {vmid}", path_of(directory).exists()))
 
     async with FileJournals(str(directory), watch).open(100):
         pass
-    assert seen == [("begin 100", True), ("end 100", False)]
+    assert seen == [("begin 100", True), ("home", True), ("end 100", False)]
+
+
+async def test_watch_over_a_journal_with_something_left_is_not_ended(directory: Path) -> None:
+    sent_home: list[bool] = []
+
+    @contextmanager
+    def watch(vmid: int) -> Iterator[Callable[[], None]]:
+        yield lambda: sent_home.append(True)
+
+    async with FileJournals(str(directory), watch).open(100) as journal:
+        await journal.note(CLOSE_FD)
+    assert sent_home == []
+
+
+async def test_reboot_ends_what_was_processes_and_keeps_the_rest(directory: Path) -> None:
+    async with FileJournals(str(directory), boot_id="one").open(100) as journal:
+        for kind in ReversalKind:
+            await journal.note(Reversal(kind=kind, names=("x",)))
+    async with FileJournals(str(directory), boot_id="one").open(100) as journal:
+        assert len(journal.open_entries) == len(ReversalKind)
+    async with FileJournals(str(directory), boot_id="two").open(100) as journal:
+        kinds = {reversal.kind.value for _, reversal in journal.open_entries}
+    assert kinds == {"free-fleecing", "remove-file", "remove-tree", "unlock"}
 
 
 async def test_half_written_line_of_a_full_disk_is_taken_back(tmp_path: Path) -> None:

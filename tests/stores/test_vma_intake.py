@@ -353,12 +353,12 @@ async def test_intake_failing_publish_step_leaves_no_final_name(tmp_path: Path, 
         await intake.publish()
     assert str(caught.value) == f"unable to rename '{target.temp_path}' to '{target.final_path}'"
     assert caught.value.hint == "Input/output error"
-    if step == "unlink dat":
+    if step == "link":
+        await intake.discard()
+    else:
         with pytest.raises(TargetError, match="unable to remove"):
             await intake.discard()
-    else:
-        await intake.discard()
-        assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == (["a.vma.dat"] if step == "unlink dat" else [])
     assert not os.path.exists(target.final_path)
 
 
@@ -366,8 +366,15 @@ class NameSticksOnce(ScriptedFiles):
     """The directory cannot be synced, and the name not be taken back at once."""
 
     def __init__(self) -> None:
-        super().__init__(fail="sync_directory")
+        super().__init__()
+        self._syncs_left = 1
         self._refusals = 1
+
+    def sync_directory(self, path: str) -> None:
+        if self._syncs_left:
+            self._syncs_left -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync_directory(path)
 
     def unlink(self, path: str) -> None:
         if path.endswith(".vma") and self._refusals:

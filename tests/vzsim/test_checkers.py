@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vzdump_qemu.simulated import SimulatedOutcome
+from vzsim import checkers
 from vzsim.checkers import CHECKERS, judge
 from vzsim.evidence import Ending, Evidence, Observed, Rest
 from vzsim.faults import FaultScript
@@ -40,8 +43,8 @@ class Spoiled:
             )
         return outcome
 
-    async def recover(self, ports: SystemPorts) -> bool:
-        return await load_system().recover(ports)
+    async def recover(self, ports: SystemPorts, vmid: int) -> bool:
+        return await load_system().recover(ports, vmid)
 
 
 def _violated(system: System, scenario: Scenario = PLAIN, text: str = "") -> set[str]:
@@ -137,7 +140,8 @@ def test_bad_habit_is_found_by_its_checker(system: System, checker: str) -> None
 
 def test_said_consistency_is_held_against_the_guest() -> None:
     scenario = replace(PLAIN, has_agent=False)
-    assert _violated(Spoiled(lies_frozen=True), scenario) == {"archive-whole"}
+    found = _violated(Spoiled(lies_frozen=True), scenario)
+    assert found == {"archive-whole", "guest-consistency"}
 
 
 def test_next_run_that_fails_after_healing_is_seen() -> None:
@@ -152,7 +156,7 @@ def test_next_run_that_fails_after_healing_is_seen() -> None:
             self.hurt = bool(outcome.error)
             return outcome
 
-        async def recover(self, ports: SystemPorts) -> bool:
+        async def recover(self, ports: SystemPorts, vmid: int) -> bool:
             return True
 
     assert _violated(Sulking(), text="node.read_vm_config: error") == {"next-run"}
@@ -166,7 +170,7 @@ def test_foreign_lock_that_vanishes_is_seen() -> None:
             scene_node.configs[100] = scene_node.configs[100].partition(b"\n")[2]
             return await load_system().back_up(ports, options)
 
-        async def recover(self, ports: SystemPorts) -> bool:
+        async def recover(self, ports: SystemPorts, vmid: int) -> bool:
             return True
 
     scenario = replace(PLAIN, lock="migrate", expect="VM is locked")
@@ -205,6 +209,7 @@ def _evidence() -> Evidence:
         observed=Observed(),
         rest=rest,
         points_in_time={},
+        local_spans=(),
         older={},
         secret=SECRET,
     )
@@ -245,5 +250,107 @@ def test_failed_and_slow_guest_writes_are_seen() -> None:
     assert [violation.checker for violation in judge(evidence)] == ["guest-writes"] * 3
 
 
+def test_guest_that_finds_its_disks_damaged_is_seen() -> None:
+    evidence = _evidence()
+    evidence.observed.writes.damage.append("page 3 of disk 0 is torn")
+    assert [violation.checker for violation in judge(evidence)] == ["guest-consistency"]
+
+
+def test_archive_without_a_transaction_that_was_flushed_is_seen() -> None:
+    report = simulate(load_system(), PLAIN, FaultScript(), 1)
+    evidence = report.evidences[0]
+    mark = evidence.observed.guest_mark
+    assert mark is not None and evidence.says_frozen and judge(evidence) == []
+    newer = replace(mark, acknowledged_seq=mark.acknowledged_seq + 1)
+    evidence.observed.guest_mark = newer
+    assert [violation.checker for violation in judge(evidence)] == ["guest-consistency"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "mode", "wanted"),
+    [
+        ({"power_was_lost": True}, "", "snapshot", True),
+        ({"power_was_lost": True}, "running", "snapshot", False),
+        ({"power_was_lost": True}, "running", "stop", False),
+        ({"power_was_lost": True, "operator_started": True}, "running", "stop", True),
+        ({"operator_stopped": True}, "", "snapshot", True),
+        ({"operator_stopped": True}, "running", "snapshot", False),
+        ({"operator_stopped": True}, "running", "stop", True),
+        ({"guest_panicked": True}, "guest-panicked", "snapshot", True),
+        ({"guest_slept": True}, "suspended", "snapshot", True),
+        ({}, "suspended", "snapshot", False),
+    ],
+)
+def test_power_state_follows_what_operators_guests_and_power_losses_did(
+    seen: dict[str, Any], state: str, mode: str, *, wanted: bool
+) -> None:
+    evidence = _evidence()
+    evidence = replace(
+        evidence,
+        scenario=replace(evidence.scenario, options={"stdout": True, "mode": mode}),
+        observed=Observed(**seen),
+        rest=replace(evidence.rest, run_state=state),
+    )
+    found = [violation.checker for violation in judge(evidence)]
+    assert found == ([] if wanted else ["power-state"])
+
+
+def test_power_loss_takes_back_what_was_done_before_it() -> None:
+    observed = Observed(operator_paused=True, operator_stopped=True, guest_slept=True)
+    observed.lose_power()
+    assert observed == Observed(power_was_lost=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_wrong"),
+    [
+        ("2026_01_02-03_04_05", False),
+        ("2026_01_02-02_10_00", False),
+        ("2026_01_02-03_04_09", True),
+        ("2025_01_02-03_04_05", True),
+    ],
+)
+def test_archive_named_after_a_time_that_never_was_is_seen(name: str, *, is_wrong: bool) -> None:
+    evidence = _evidence()
+    path = f"/var/lib/vz/dump/vzdump-qemu-100-{name}.vma.zst"
+    spans = (
+        (datetime(2026, 1, 2, 3, 4, 5, 500_000), datetime(2026, 1, 2, 3, 4, 8)),
+        (datetime(2026, 1, 2, 2, 4, 8), datetime(2026, 1, 2, 2, 40, 0)),
+    )
+    evidence = replace(
+        evidence, local_spans=spans, rest=replace(evidence.rest, files={path: b"VMA"})
+    )
+    assert bool(CHECKERS["clock-sense"](evidence)) is is_wrong
+
+
+@pytest.mark.parametrize(("length", "is_wrong"), [("0.5", False), ("-3600", True), ("3601", True)])
+def test_length_taken_from_a_clock_that_jumped_is_seen(length: str, *, is_wrong: bool) -> None:
+    evidence = _evidence()
+    evidence.observed.public_lines.append(f"RunFailed(vmid=100, duration_s={length})")
+    assert bool(CHECKERS["clock-sense"](evidence)) is is_wrong
+
+
+def test_second_run_that_is_not_refused_is_seen() -> None:
+    @dataclass
+    class Careless:
+        """A tool that keeps no lock against itself."""
+
+        run_count: int = 0
+
+        async def back_up(self, ports: SystemPorts, options: Mapping[str, Any]) -> Any:
+            self.run_count += 1
+            if self.run_count == 2:
+                return SimulatedOutcome(error="", archive_path="", says_frozen=False)
+            return await load_system().back_up(ports, options)
+
+        async def recover(self, ports: SystemPorts, vmid: int) -> bool:
+            return True
+
+    assert "foreign-things" in _violated(Careless(), text="second-run@clock.sleep#1")
+    assert _violated(load_system(), text="second-run@clock.sleep#1") == set()
+
+
 def test_every_guarantee_has_a_checker() -> None:
-    assert len(CHECKERS) == 11
+    assert {path.stem for path in Path(checkers.__file__).parent.glob("[a-z]*.py")} == {
+        name.replace("-", "_") for name in CHECKERS
+    }

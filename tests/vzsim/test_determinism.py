@@ -17,6 +17,8 @@ TOKENS = [
     "fleecing/8/query-backup#1:reply-lost",
     "stop-running/9/cancel-tool@clock.sleep#1",
     "suspend-running/10/kill-tool@backup#1",
+    "snapshot-running/11/power-loss@files.fsync-directory#1",
+    "stop-running/12/second-run@clock.sleep#2",
 ]
 
 

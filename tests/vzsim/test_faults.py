@@ -62,12 +62,18 @@ def test_place_offers_kills_only_where_asked() -> None:
 def test_singles_and_doubles_cover_every_kind_at_every_place() -> None:
     places = [
         Place(site="backup", nth=1, family=Family.QMP_BACKUP.value),
-        Place(site="files.rename", nth=1, family=Family.FILES.value),
+        Place(site="files.rename", nth=1, family=Family.FILES_RENAME.value),
     ]
     singles = list(list_singles(places, with_kills=True))
     assert len(singles) == len(set(singles))
     ours = [script for script in singles if script.faults[0].site == "files.rename"]
-    assert {script.faults[0].kind for script in ours} == {Kind.EIO, Kind.ENOSPC}
+    assert {script.faults[0].kind for script in ours} == {
+        Kind.EIO,
+        Kind.EXDEV,
+        Kind.EROFS,
+        Kind.EDQUOT,
+        Kind.POWER_LOSS,
+    }
     doubles = list(list_doubles(places, with_kills=True))
     assert len(doubles) == len(ours) * (len(singles) - len(ours))
 
@@ -106,7 +112,22 @@ def test_scouts_know_the_sites_of_undo_and_recovery() -> None:
         "backup: reply-lost",
         "agent.freeze: agent-dies 30s",
         "files.write#2: partial",
+        "files.rename: exdev",
+        "files.rename: erofs",
+        "files.create: edquot",
         "compressor: killed",
+        "compressor: killed-late",
+        "compressor: slow",
+        "qmp.connect#4: slow 2s",
+        "agent.connect: slow 2s",
+        "power-loss@files.fsync-directory",
+        "power-loss@backup",
+        "other-job@clock.sleep#2",
+        "other-lock@machine.is_running",
+        "fd-leaks@backup",
+        "guest-panics@clock.sleep",
+        "guest-suspends@agent.connect",
+        "clock-forward@backup",
         "qmp.connect#2: other-client 40s",
         "agent.connect: stale",
         "cancel-tool@agent.thaw",
@@ -120,6 +141,7 @@ def test_fault_happens_once_and_is_logged(text: str) -> None:
     assert report.triggered == script.faults or "clock" in text
     for fault in report.triggered:
         assert report.log.render().count(f"fault {fault.render()}\n") == 1
+    assert report.violations == ()
 
 
 def test_killed_tool_never_moves_again() -> None:

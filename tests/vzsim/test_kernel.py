@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vzsim.kernel import Chance, Deadlock, run_simulated
+from vzsim.kernel import Chance, Deadlock, SimulatedLoop, run_simulated
 
 
 def test_simulated_sleep_of_a_day_takes_no_time() -> None:
@@ -65,3 +65,39 @@ def test_chance_of_one_component_is_untouched_by_another() -> None:
     other = Chance(5)
     other.of("agent").stream().random()
     assert other.of("disk").stream().random() == alone
+
+
+def test_observer_that_sets_a_timer_is_called_back_before_time_moves_past_it() -> None:
+    called_s = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulatedLoop)
+        seen: list[float] = []
+
+        def look() -> None:
+            if not seen:
+                seen.append(loop.time())
+                loop.call_later(0.5, lambda: called_s.append(loop.time()))
+
+        loop.observe(look)
+        await asyncio.sleep(10)
+
+    run_simulated(main())
+    assert called_s == [0.5]
+
+
+def test_cancelled_timers_move_no_time_and_leave_the_others_in_order() -> None:
+    called: list[int] = []
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(1 + index, called.append, index) for index in range(300)]
+        for index, timer in enumerate(timers):
+            if index % 100:
+                timer.cancel()
+        await asyncio.sleep(250)
+        return loop.time()
+
+    assert run_simulated(main()) == 250
+    assert called == [0, 100, 200]

@@ -289,9 +289,12 @@ def test_node_added_for_a_backup_is_backed_up_and_removed_twice_over() -> None:
     bench.host.add_disk("/tpm", 4 * _MIB)
     file = {"driver": "file", "filename": "/tpm", "node-name": "tpmstate0-backup-file"}
     below = {"driver": "raw", "file": file, "size": 2 * _MIB, "read-only": True}
-    name = "drive-tpmstate0-backup"
+    name, group = "drive-tpmstate0-backup", "throttle-tpmstate0"
+    bench.ask("object-add", qom_type="throttle-group", id=group)
     for _ in range(2):
-        added = bench.ask("blockdev-add", driver="throttle", node_name=name, file=below)
+        added = bench.ask(
+            "blockdev-add", driver="throttle", node_name=name, throttle_group=group, file=below
+        )
         assert added == {"return": {}, "id": 1}
         sink = MemorySink()
         assert "return" in bench.backup(sink, devlist=f"drive-scsi1,{name}", fleecing=False)
@@ -307,7 +310,8 @@ def test_missing_fleecing_and_long_node_name_are_refused() -> None:
     bench = _Bench()
     reply = bench.backup(MemorySink(), fleecing=True)
     assert reply["error"]["class"] == "DeviceNotFound"
-    reply = bench.ask("blockdev-add", driver="raw", node_name="x" * 32, file={"driver": "file"})
+    file = {"driver": "file", "filename": "/d0"}
+    reply = bench.ask("blockdev-add", driver="raw", node_name="x" * 32, file=file)
     assert reply["error"]["desc"] == "Node name too long"
 
 

@@ -54,8 +54,11 @@ def test_decoder_given_bad_json_names_it_and_goes_on(text: bytes, error: str) ->
 
 def test_decoder_given_resync_byte_drops_what_was_unfinished() -> None:
     found = Decoder().feed(b'\xff{"execute": "gu\xff{}')
-    assert isinstance(found[0], ParseFailure)
-    assert found[1:] == [Message(value={})]
+    assert found == [
+        ParseFailure(description="JSON parse error, stray '\ufffd'"),
+        ParseFailure(description="JSON parse error, stray '\"gu\ufffd'"),
+        Message(value={}),
+    ]
 
 
 def test_options_with_doubled_comma_keep_one() -> None:

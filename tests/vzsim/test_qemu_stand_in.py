@@ -206,10 +206,15 @@ def test_cancel_with_stalled_pipe_waits_for_the_reader(launched: _Launched) -> N
     client.ask("backup", backup_file="/dev/fdname/backup")
     while client.ask("query-backup")["transferred"] < 58 * 65536:
         pass
-    closer = threading.Timer(0.3, os.close, (read_fd,))
-    closer.start()
+    is_closing = threading.Event()
+
+    def close() -> None:
+        is_closing.set()
+        os.close(read_fd)
+
+    threading.Timer(0.3, close).start()
     assert client.ask("backup-cancel") == {}
-    assert closer.finished.is_set()
+    assert is_closing.is_set()
     state = client.ask("query-backup")
     assert (state["status"], state["errmsg"]) == ("error", "backup canceled")
     client.ask("quit")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vzdump_qemu.errors import ConfigError
@@ -11,6 +13,7 @@ from vzsim.scenario import Scenario, choose_scenarios, load_scenarios, parse_sce
 from vzsim.simulation import load_system, simulate
 
 SCENARIOS = load_scenarios()
+ENDINGS = {"ok": Ending.OK, "killed": Ending.KILLED, "cancelled": Ending.CANCELLED}
 
 
 def test_scenario_is_read_from_its_file_form() -> None:
@@ -42,6 +45,9 @@ frozen_s = 3.0
         'name = "x"\nabout = "y"\nstate = "odd"',
         'name = "x"\nabout = "y"\n[agent]\nodd = 1',
         'name = "x"\nabout = "y"\nfaults = "odd"',
+        'name = "x"\nabout = "y"\ndialect = "odd"',
+        'name = "x"\nabout = "y"\n[compressor]\nodd = 1',
+        'name = "x"\nabout = "y"\n[[command]]\nerror = "no name"',
     ],
 )
 def test_bad_file_is_refused(text: str) -> None:
@@ -63,6 +69,26 @@ def test_scenario_that_ships_ends_as_it_says_and_violates_nothing(name: str) -> 
     scenario: Scenario = SCENARIOS[name]
     report = simulate(load_system(), scenario, FaultScript(), 3)
     assert report.violations == ()
-    expected = Ending.OK if scenario.expect == "ok" else Ending.FAILED
-    assert report.evidences[0].ending is expected
-    assert all(1 <= number <= 98 for number in scenario.covers)
+    assert report.evidences[0].ending is ENDINGS.get(scenario.expect, Ending.FAILED)
+    # What the scenario is about really happened.
+    assert set(scenario.faults.faults) <= set(report.triggered)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"says": ("no such words",)}, "not told: 'no such words'"),
+        ({"says_not": ("RunSucceeded",)}, "told: 'RunSucceeded'"),
+    ],
+)
+def test_words_that_a_scenario_asks_for_are_held_against_the_log(
+    change: dict[str, tuple[str, ...]], text: str
+) -> None:
+    scenario = replace(SCENARIOS["snapshot-running"], **change)
+    report = simulate(load_system(), scenario, FaultScript(), 3)
+    assert [(found.checker, found.text) for found in report.violations] == [("told", text)]
+
+
+def test_run_that_fails_by_itself_is_followed_by_one_in_a_healed_world() -> None:
+    report = simulate(load_system(), SCENARIOS["target-full"], FaultScript(), 3)
+    assert [evidence.ending for evidence in report.evidences] == [Ending.FAILED, Ending.OK]

@@ -29,7 +29,7 @@ from vzdump_qemu.plan.options import (
     FleecingOptions,
     TargetOptions,
 )
-from vzdump_qemu.units import KIB
+from vzdump_qemu.units import KIB, MIB
 
 LOG_DIRECTORY = "/var/log/vzdump"
 _SECONDS_PER_MINUTE = 60
@@ -120,7 +120,9 @@ def make_backup_options(
             "max-workers", _MAX_WORKERS_DEFAULT
         ),
         io_priority=merged.get("ionice", 7),
-        fleecing=_parse_fleecing(merged.get("fleecing", "")),
+        fleecing=_parse_fleecing(
+            merged.get("fleecing", ""), limit_bytes=merged.get("fleecing-limit", 0) * MIB
+        ),
         data_path=DataPathChoice(merged.get("data-path", "auto")),
         command_line=command_line,
         log_directory=f"{root.rstrip('/')}{LOG_DIRECTORY}",
@@ -150,7 +152,7 @@ def _strip_slashes(path: str) -> str:
     return path.rstrip("/") or path[:1]
 
 
-def _parse_fleecing(text: str) -> FleecingOptions:
+def _parse_fleecing(text: str, *, limit_bytes: int) -> FleecingOptions:
     values = parse_property_string(text, _FLEECING)
     enabled = bool(values.get("enabled", False))
     storage_id = str(values.get("storage", ""))
@@ -159,7 +161,7 @@ def _parse_fleecing(text: str) -> FleecingOptions:
             "fleecing: 'storage' parameter is required when 'enabled' is set",
             hint="--fleecing enabled=1,storage=ID",
         )
-    return FleecingOptions(enabled=enabled, storage_id=storage_id)
+    return FleecingOptions(enabled=enabled, storage_id=storage_id, limit_bytes=limit_bytes)
 
 
 def _parse_performance(text: str) -> dict[str, int]:

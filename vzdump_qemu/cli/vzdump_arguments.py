@@ -82,7 +82,7 @@ def _spec(
     section: str, name: str, kind: click.ParamType[Any], metavar: str, text: str
 ) -> OptionSpec:
     is_list = name == "exclude"
-    own = name in ("root", "log-style", "output", "data-path")
+    own = name in ("root", "log-style", "output", "data-path", "fleecing-limit")
     return OptionSpec(
         name=name,
         section=section,
@@ -135,11 +135,13 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _spec(
         _HOW,
         "data-path",
-        click.Choice(["auto", "native", "external"]),
+        click.Choice(["auto", "native", "pull", "offline", "external"]),
         "WAY",
-        "auto, native (QEMU's own job) or external (`vma create`, templates).",
+        "auto, native (QEMU's own job), pull (any QEMU), offline (a VM that is off) or external "
+        "(`vma create`, templates).",
     ),
     _spec(_LIMITS, "bwlimit", _COUNT, "KIB/S", "read limit; 0: none."),
+    _spec(_LIMITS, "fleecing-limit", _COUNT, "MIB", "of one scratch image in a file; 0: none."),
     _spec(_LIMITS, "ionice", click.IntRange(0, 8), "N", "I/O priority 0-8.  [default: 7]"),
     _spec(_LIMITS, "lockwait", _COUNT, "MIN", "for another job's end.  [default: 180]"),
     _spec(_LIMITS, "stopwait", _COUNT, "MIN", "for the guest's shutdown.  [default: 10]"),

@@ -12,39 +12,31 @@ from dataclasses import dataclass
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.attachments import Attachments, RunDisk
-from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.context import DataPath, EnginePorts
 from vzdump_qemu.engine.external_vma import ExternalVmaPath
 from vzdump_qemu.engine.freeze import FreezeWindow
-from vzdump_qemu.engine.native_vma import NativeJob, NativeVmaPath
-from vzdump_qemu.engine.power import CONNECT_TIMEOUT_S, PowerFound, PowerState
+from vzdump_qemu.engine.live_path import LivePathMaker
+from vzdump_qemu.engine.offline_source import OfflineSource
+from vzdump_qemu.engine.power import PowerFound, PowerState
+from vzdump_qemu.engine.read_vma import ReadingVmaPath
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.engine.watch import JobWatch
 from vzdump_qemu.errors import (
     INTERRUPTED_TEXT,
     BackupError,
-    ConfigError,
     PowerError,
-    QmpCommandError,
-    QmpError,
 )
 from vzdump_qemu.events import BackupMode, Consistency, FreezeSkip
 from vzdump_qemu.formats.vm_config import VmConfig
 from vzdump_qemu.formats.vma import ConfigBlob
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.plan.assemble import MapEntry, assemble_config
 from vzdump_qemu.plan.names import RunNames
 from vzdump_qemu.plan.options import BackupOptions, DataPathChoice
-from vzdump_qemu.ports import (
-    ArchiveTarget,
-    Machine,
-    Reversal,
-    ReversalKind,
-    VmaIntake,
-    VmaProof,
-)
+from vzdump_qemu.ports import ArchiveTarget, Machine, VmaIntake, VmaProof
 
 CONFIG_NAME = "qemu-server.conf"
 FIREWALL_NAME = "qemu-server.fw"
-SUPPORT_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +100,8 @@ class ArchiveStep:
         is_external = self.config.template and self.options.data_path is DataPathChoice.EXTERNAL
         if not self.disks or is_external:
             proof, intake = await self._run_external()
+        elif await self._is_offline():
+            proof, intake = await self._run_offline()
         else:
             await self.power.ensure_qemu(self.undo)
             await self._hold_alive()
@@ -121,6 +115,34 @@ class ArchiveStep:
             )
         )
         return intake
+
+    async def _is_offline(self) -> bool:
+        """Whether the disks are read without a QEMU; a guest that was on is not kept off for it."""
+        match self.options.data_path:
+            case DataPathChoice.OFFLINE:
+                reason = ""
+            case DataPathChoice.AUTO if not (
+                self.found.was_running or await self.machine.has_backup_job()
+            ):
+                reason = "the VM is off, and its QEMU has no 'backup' command"
+            case _:
+                return False
+        name = DataPathChoice.OFFLINE.value
+        self.ports.emit(events.DataPathChosen(name=name, reason=reason))
+        return True
+
+    async def _run_offline(self) -> tuple[VmaProof, VmaIntake]:
+        if self.config.fleecing_images:
+            await self.attachments.remove_left_over_fleecing(self.config.fleecing_images)
+        path = ReadingVmaPath(
+            self.ports,
+            OfflineSource(self.ports, self.machine, self.disks),
+            self._target(),
+            configs=self._configs,
+            device_ids=tuple(disk.device_id for disk in self.disks),
+            rate_limit_bytes_per_s=self.options.rate_limit_bytes_per_s,
+        )
+        return await self._carry_out(path, has_qemu=False)
 
     async def _hold_alive(self) -> None:
         """From here on a guest that powers off does not take QEMU, and our job, with it."""
@@ -150,22 +172,31 @@ class ArchiveStep:
         return proof, path.intake
 
     async def _run_job(self) -> tuple[VmaProof, VmaIntake]:
-        features = await self._query_features()
-        await self._attach(features)
-        job = NativeJob(
-            device_ids=tuple(disk.device_id for disk in self.disks),
-            config_path=self._path_of(self._configs[0]),
-            firewall_path=self._path_of(self._configs[1]) if len(self._configs) > 1 else "",
-            rate_limit_bytes_per_s=self.options.rate_limit_bytes_per_s,
-            max_workers=self._supported_max_workers(features),
-            fleecing=self._uses_fleecing(features),
-        )
-        path = NativeVmaPath(self.ports, self.machine, job, self._target())
+        path = await LivePathMaker(
+            ports=self.ports,
+            options=self.options,
+            machine=self.machine,
+            config=self.config,
+            disks=self.disks,
+            attachments=self.attachments,
+            configs=self._configs,
+            config_paths=tuple(self._path_of(config) for config in self._configs),
+            target=self._target(),
+        ).make(self.undo)
+        return await self._carry_out(path)
+
+    async def _carry_out(
+        self, path: DataPath, *, has_qemu: bool = True
+    ) -> tuple[VmaProof, VmaIntake]:
         try:
             await path.prepare(self.undo)
-            uuid = await self._fix_point_in_time(path)
-            self.ports.emit(events.JobAccepted(uuid=uuid))
-            await self.power.continue_after_start()
+            if has_qemu:
+                uuid = await self._fix_point_in_time(path)
+                self.ports.emit(events.JobAccepted(uuid=uuid))
+                await self.power.continue_after_start(self.undo)
+            else:
+                self.ports.emit(events.JobAccepted(uuid=await path.start()))
+                await path.started()
             await JobWatch(self.ports, self.machine, path).until_done()
             return await path.finish(), path.intake
         except BackupError as error:
@@ -175,7 +206,7 @@ class ArchiveStep:
             self.ports.emit(events.JobAborting(text=INTERRUPTED_TEXT))
             raise
 
-    async def _fix_point_in_time(self, path: NativeVmaPath) -> str:
+    async def _fix_point_in_time(self, path: DataPath) -> str:
         window = FreezeWindow(self.ports, self.machine)
         uuid = await self._start(window, path)
         self.freeze_window_s = window.freeze_window_s
@@ -184,7 +215,7 @@ class ArchiveStep:
         await path.started()
         return uuid
 
-    async def _start(self, window: FreezeWindow, path: NativeVmaPath) -> str:
+    async def _start(self, window: FreezeWindow, path: DataPath) -> str:
         found = self.found
         if self.mode is BackupMode.STOP or not found.was_running or found.was_paused:
             return await window.start_unfrozen(path.start)
@@ -197,67 +228,3 @@ class ArchiveStep:
             self.ports.emit(events.FreezeSkipped(reason=FreezeSkip.NOT_RUNNING))
             return await window.start_unfrozen(path.start)
         return await window.start_frozen(path.start, self.undo)
-
-    async def _query_features(self) -> dict[str, object] | None:
-        """The Proxmox feature list; None (and a warning) if it could not be had."""
-        try:
-            async with self.machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
-                reply = await qmp.execute("query-proxmox-support", timeout_s=SUPPORT_TIMEOUT_S)
-        except QmpCommandError as error:
-            if error.error_class == "CommandNotFound":
-                await self._refuse_stock_qemu(error)
-            self._warn_no_features(error)
-            return None
-        except QmpError as error:
-            self._warn_no_features(error)
-            return None
-        return dict(reply)
-
-    async def _refuse_stock_qemu(self, cause: QmpCommandError) -> None:
-        """Very old patched builds have no feature list but do have the command itself."""
-        async with self.machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
-            commands = await qmp.execute("query-commands", timeout_s=SUPPORT_TIMEOUT_S)
-        if not any(command.get("name") == "backup" for command in commands):
-            raise ConfigError(
-                f"the QEMU of VM {self.machine.vmid} has no 'backup' command",
-                hint="this data path needs Proxmox's patched QEMU",
-            ) from cause
-
-    def _warn_no_features(self, error: BackupError) -> None:
-        text = f"QMP command query-proxmox-support failed - {error}"
-        self.ports.emit(events.Warned(text=text))
-
-    def _supported_max_workers(self, features: dict[str, object] | None) -> int | None:
-        if self.options.max_workers is None:
-            return None
-        if features is None:
-            text = "ignoring setting(s): max-workers - issue checking if supported"
-        elif features.get("backup-max-workers") is True:
-            return self.options.max_workers
-        else:
-            text = "ignoring 'max-workers' setting - not supported by running QEMU"
-        self.ports.emit(events.Warned(text=text))
-        return None
-
-    def _uses_fleecing(self, features: dict[str, object] | None) -> bool:
-        return (
-            self.options.fleecing.enabled
-            and not self.config.template
-            and features is not None
-            and features.get("backup-fleecing") is True
-        )
-
-    async def _attach(self, features: dict[str, object] | None) -> None:
-        for disk in self.disks:
-            if disk.key == "tpmstate0":
-                await self.attachments.attach_tpm(disk, self.undo)
-        left_over = self.config.fleecing_images
-        if left_over:
-            await self.attachments.remove_left_over_fleecing(left_over)
-        if self._uses_fleecing(features):
-            await self.attachments.attach_fleecing(
-                self.disks, self.options.fleecing.storage_id, self.undo
-            )
-        elif self.options.fleecing.enabled and not self.config.template:
-            text = "running QEMU version does not support backup fleecing - continuing without"
-            self.ports.emit(events.Warned(text=text))

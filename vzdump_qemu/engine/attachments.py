@@ -7,6 +7,7 @@ Owns attaching, detaching, and the record of what was allocated. Source: host be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError, ConfigError, QmpCommandError, StorageError
-from vzdump_qemu.ports import Machine, Qmp, Reversal, ReversalKind, VolumeFacts
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
+from vzdump_qemu.ports import Machine, Qmp, VolumeFacts
 
 CONNECT_TIMEOUT_S = 60.0
 QUERY_TIMEOUT_S = 5.0
@@ -161,7 +163,9 @@ class Attachments:
             async with self._machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
                 await _detach_left_over(qmp)
         if volids:
-            await self.free(volids, old=True)
+            # What stays is told and recorded; this run can do its work all the same.
+            with suppress(StorageError, ConfigError):
+                await self.free(volids, old=True)
 
     async def detach(self, names: Sequence[str]) -> None:
         """Detach what of these is attached to a running QEMU."""
@@ -178,8 +182,11 @@ class Attachments:
 
         Args:
             old: an earlier run left them.
+        Raises:
+            StorageError: the first that was refused, after all were tried.
         """
         kept = []
+        refusal: BackupError | None = None
         for volid in volids:
             self._ports.emit(events.FleecingRemoving(volid=volid, old=old))
             try:
@@ -188,7 +195,10 @@ class Attachments:
                 text = f"error removing fleecing image '{volid}' - {error}"
                 self._ports.emit(events.Warned(text=text))
                 kept.append(volid)
+                refusal = refusal or error
         await self._ports.node.record_fleecing(self._machine.vmid, kept)
+        if refusal is not None:
+            raise refusal
 
 
 async def _detach_left_over(qmp: Qmp) -> None:

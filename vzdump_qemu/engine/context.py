@@ -13,15 +13,16 @@ from typing import Protocol
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError
 from vzdump_qemu.events import Consistency, Emit
+from vzdump_qemu.journal_ports import Journals
 from vzdump_qemu.ports import (
     ArchiveStore,
     Clock,
     CommandRunner,
     Ids,
     JobProgress,
-    Journals,
     Node,
     VmaIntake,
+    VmaPacker,
     VmaProof,
 )
 
@@ -32,6 +33,7 @@ class EnginePorts:
 
     node: Node
     store: ArchiveStore
+    packer: VmaPacker
     journals: Journals
     commands: CommandRunner
     clock: Clock
@@ -84,6 +86,10 @@ class DataPath(Protocol):
 
     async def start(self) -> str:
         """Fix the point in time and return the job's uuid; inside the freeze window."""
+        ...
+
+    async def started(self) -> None:
+        """What follows once the window is over, before the guest is continued."""
         ...
 
     async def progress(self) -> JobProgress:

@@ -6,6 +6,7 @@ that was sent, whatever its answer. Source: host behaviour, section 6.6; failure
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TypeAlias, TypeVar
@@ -16,7 +17,8 @@ from vzdump_qemu.engine.power import is_guest_off
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import AgentCommandError, GuestError
 from vzdump_qemu.events import Consistency, FreezeSkip
-from vzdump_qemu.ports import Agent, Machine, Reversal, ReversalKind
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
+from vzdump_qemu.ports import Agent, Machine
 from vzdump_qemu.units import NS_PER_S
 
 PING_TIMEOUT_S = 3.0
@@ -30,8 +32,9 @@ THAW_TIMEOUT_S = 180.0
 # What does not help twice is tried again and again beside the run: a job must not wait for it.
 THAW_ATTEMPT_COUNT_MAX = 2
 THAW_PAUSE_S = 1.0
-# The window holds the monitor: only between the attempts beside the run can it be asked.
-GONE_TIMEOUT_S = 2.0
+# How often QEMU is asked meanwhile whether the guest is on at all.
+OFF_PAUSE_S = 5.0
+OFF_TIMEOUT_S = 2.0
 # All attempts with their pauses; the undo stack must not cut them short.
 THAW_DEADLINE_S = THAW_ATTEMPT_COUNT_MAX * (2 * THAW_TIMEOUT_S + THAW_PAUSE_S)
 
@@ -55,6 +58,7 @@ class FreezeWindow:
         self._agent: Agent | None = None
         self._sent_ns = 0
         self._waited_ns = 0
+        self._is_refused = False
         self.consistency = Consistency.CRASH
         self.freeze_window_s: float | None = None
 
@@ -84,6 +88,8 @@ class FreezeWindow:
                 self._ports.emit(events.JobStartIssued())
                 return await self._timed(start())
             finally:
+                if self._is_refused:
+                    thaw.dismiss()
                 await thaw.run()
                 undo.persist(thaw)
 
@@ -131,6 +137,9 @@ class FreezeWindow:
                 self._agent.execute("guest-fsfreeze-freeze", timeout_s=FREEZE_TIMEOUT_S)
             )
         except AgentCommandError as error:
+            # A command that the agent does not carry out (disabled, or frozen by somebody whose
+            # thaw is not ours to send) froze nothing; any other error may come after the hooks.
+            self._is_refused = error.error_class == "CommandNotFound"
             self._tell_failure(f"unable to freeze guest fs - {error.description}")
         except GuestError:
             await self._timed(self._await_late_freeze())
@@ -181,8 +190,7 @@ class FreezeWindow:
         for attempt_count in range(1, THAW_ATTEMPT_COUNT_MAX + 1):
             if attempt_count > 1:
                 self._ports.emit(events.ThawRetried(attempt_count=attempt_count))
-            thawed = await self._timed(self._try_thaw())
-            thawed = thawed or await is_guest_off(self._machine, timeout_s=GONE_TIMEOUT_S)
+            thawed = await self._timed(self._try_thaw_unless_off())
             if thawed:
                 break
             await self._ports.clock.sleep(THAW_PAUSE_S)
@@ -199,6 +207,20 @@ class FreezeWindow:
                 own_s=max(0, window_ns - self._waited_ns) / NS_PER_S,
             )
         )
+
+    async def _try_thaw_unless_off(self) -> bool:
+        """One attempt; a guest that powered off meanwhile never answers, and is not frozen."""
+        attempt = asyncio.ensure_future(self._try_thaw())
+        try:
+            while not attempt.done():
+                await asyncio.wait({attempt}, timeout=OFF_PAUSE_S)
+                if not attempt.done() and await is_guest_off(
+                    self._machine, timeout_s=OFF_TIMEOUT_S
+                ):
+                    return True
+            return attempt.result() or await is_guest_off(self._machine, timeout_s=OFF_TIMEOUT_S)
+        finally:
+            attempt.cancel()
 
     async def _try_thaw(self) -> bool:
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoStack
-from vzdump_qemu.ports import ArchiveTarget, Reversal, ReversalKind, VmaIntake
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
+from vzdump_qemu.ports import ArchiveTarget, VmaIntake
 
 
 async def open_noted_intake(
@@ -14,8 +15,11 @@ async def open_noted_intake(
     opened: list[VmaIntake] = []
 
     async def discard() -> None:
-        for intake in opened:
-            await intake.discard()
+        if opened:
+            await opened[0].discard()
+        elif target.temp_path:
+            # Opening was given up half way, and taking the file back may have failed.
+            await ports.store.remove_file(target.temp_path)
 
     names = (target.temp_path,) if target.temp_path else ()
     await undo.push(

@@ -6,6 +6,7 @@ it is, and its cancelling. Source: pve-qemu backup QMP, sections 2 to 5 and 10.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,14 +18,13 @@ from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.job_status import parse_job_progress
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import BackupError, JobError, QmpCommandError, QmpError
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.ports import (
     ArchiveTarget,
     JobProgress,
     JobStatus,
     Machine,
     Qmp,
-    Reversal,
-    ReversalKind,
     VmaExpectation,
     VmaIntake,
     VmaProof,
@@ -94,6 +94,7 @@ class NativeVmaPath:
         self._intake: VmaIntake | None = None
         self._connection = AsyncExitStack()
         self._qmp: Qmp | None = None
+        self._closed: asyncio.Future[None] | None = None
         self._uuid = ""
         self._fd_name = FD_NAME_PREFIX + ports.ids.uuid()[:8]
         self._backup_file = f"/dev/fdname/{self._fd_name}"
@@ -146,13 +147,16 @@ class NativeVmaPath:
                 hint="QEMU may have started the job all the same: it is cancelled if so",
             ) from error
         self._uuid = str(reply.get("UUID", "")) if isinstance(reply, Mapping) else ""
+        # The thaw does not wait for it, and whoever asks QEMU meanwhile finds the monitor free.
+        self._closed = asyncio.ensure_future(self._connection.aclose())
         return self._uuid
 
     async def started(self) -> None:
         """The window is over: let the next client have the monitor."""
         if self._closing is not None:
             self._closing.dismiss()
-        await self._connection.aclose()
+        if self._closed is not None:
+            await self._closed
         self._qmp = None
         if not self._uuid:
             raise JobError("got no uuid for backup task")
@@ -209,8 +213,10 @@ async def close_descriptor(machine: Machine, fd_name: str) -> None:
     try:
         async with machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S) as qmp:
             await qmp.execute("closefd", {"fdname": fd_name}, timeout_s=QUERY_TIMEOUT_S)
-    except QmpCommandError:
-        return  # a job had taken it over, or it never arrived
+    except QmpCommandError as error:
+        if "not found" not in error.description:
+            raise
+        # A job had taken it over, or it never arrived.
 
 
 async def cancel_job(machine: Machine, backup_file: str) -> None:

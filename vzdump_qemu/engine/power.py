@@ -14,7 +14,8 @@ from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import PowerError, QmpError
 from vzdump_qemu.events import BackupMode
-from vzdump_qemu.ports import Machine, Qmp, Reversal, ReversalKind
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
+from vzdump_qemu.ports import Machine, Qmp
 from vzdump_qemu.units import NS_PER_S
 
 CONNECT_TIMEOUT_S = 60.0

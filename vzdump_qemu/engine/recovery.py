@@ -23,14 +23,15 @@ from vzdump_qemu.engine.power import (
 )
 from vzdump_qemu.engine.pull_source import release_pulled_disk, stop_nbd_server
 from vzdump_qemu.errors import BackupError, ConfigError, GuestError, VmLocked
-from vzdump_qemu.ports import Journal, Machine, Reversal, ReversalKind
+from vzdump_qemu.journal_ports import Journal, Reversal, ReversalKind
+from vzdump_qemu.ports import Machine
 from vzdump_qemu.units import NS_PER_S
 
 # Longer than a guest's way down and a start after it.
 REVERSAL_TIMEOUT_S = 1200.0
 THAW_TIMEOUT_S = 180.0
 AGENT_TIMEOUT_S = 5.0
-THAW_ATTEMPT_COUNT_MAX = 10
+THAW_ATTEMPT_COUNT_MAX = 3
 THAW_PAUSE_S = 1.0
 # A job that began after our death holds the node's lock for hours; ours can wait for the next
 # run on this VM, which holds it itself.
@@ -41,33 +42,46 @@ GOING_DOWN_S_MAX = 600.0
 GOING_DOWN_PAUSE_S = 1.0
 MONITOR_TIMEOUT_S = 60.0
 # How long and how often the guardian tries what does not succeed.
-PERSISTENCE_S = 6 * 3600.0
+PERSISTENCE_S = 2 * 3600.0
 FIRST_PAUSE_S = 5.0
 PAUSE_S_MAX = 300.0
 
-# A frozen guest first, then one that stands still; the rest in the reverse order of its noting.
-_URGENT = (ReversalKind.THAW, ReversalKind.RESUME)
+# How long a VM stays locked because something else could not be put back.
+LOCKED_S_MAX = 600.0
+
+# A frozen guest first, then one that stands still; the rest in the reverse order of its noting,
+# and the lock last of all.
+_ORDER = {ReversalKind.THAW: 0, ReversalKind.RESUME: 1, ReversalKind.UNLOCK: 3}
 
 
 async def recover_vm(
-    ports: EnginePorts, machine: Machine, journal: Journal, *, holds_global_lock: bool
+    ports: EnginePorts,
+    machine: Machine,
+    journal: Journal,
+    *,
+    holds_global_lock: bool,
+    keeps_lock: bool = False,
 ) -> bool:
     """Put back what the journal still lists; return whether all of it was.
 
     Args:
         holds_global_lock: the caller is the node's one backup job, so a VM lock that is still
             set cannot belong to another.
+        keeps_lock: the VM stays locked while something is open that needs the lock.
     """
     entries = sorted(journal.open_entries, key=lambda entry: -entry[0])
-    entries.sort(key=lambda entry: _urgency(entry[1]))
-    complete = True
+    entries.sort(key=lambda entry: _rank(entry[1]))
+    complete, may_unlock = True, True
     for index, reversal in entries:
         what = f"{reversal.kind.value} {' '.join(reversal.names)}".strip()
+        if reversal.kind is ReversalKind.UNLOCK and keeps_lock and not may_unlock:
+            continue
         try:
             async with asyncio.timeout(REVERSAL_TIMEOUT_S):
                 await _reverse(ports, machine, reversal, holds_global_lock=holds_global_lock)
         except (BackupError, OSError, TimeoutError) as error:
             complete = False
+            may_unlock = may_unlock and not reversal.kind.needs_lock
             text = str(error) or f"no end within {REVERSAL_TIMEOUT_S:g} seconds"
             ports.emit(events.UndoFailed(what=f"{what} of an earlier run", text=text))
             continue
@@ -76,10 +90,8 @@ async def recover_vm(
     return complete
 
 
-def _urgency(reversal: Reversal) -> int:
-    if reversal.kind in _URGENT:
-        return _URGENT.index(reversal.kind)
-    return len(_URGENT)
+def _rank(reversal: Reversal) -> int:
+    return _ORDER.get(reversal.kind, 2)
 
 
 async def _reverse(
@@ -184,12 +196,13 @@ async def recover_persistently(ports: EnginePorts, vmid: int) -> bool:
     What a run could not put back by itself often needs nothing but time: a guest that flushes,
     a storage that comes back, another client that lets go of the monitor.
     """
-    deadline_ns = ports.clock.now_ns() + int(PERSISTENCE_S * NS_PER_S)
+    began_ns = ports.clock.now_ns()
     pause_s = FIRST_PAUSE_S
     while True:
-        if await _recover_one(ports, vmid):
+        elapsed_s = (ports.clock.now_ns() - began_ns) / NS_PER_S
+        if await _recover_one(ports, vmid, keeps_lock=elapsed_s < LOCKED_S_MAX):
             return True
-        if ports.clock.now_ns() > deadline_ns:
+        if elapsed_s > PERSISTENCE_S:
             return False
         await ports.clock.sleep(pause_s)
         pause_s = min(2 * pause_s, PAUSE_S_MAX)
@@ -200,7 +213,7 @@ async def recover_all(ports: EnginePorts) -> tuple[int, ...]:
     unfinished = []
     for vmid in await ports.journals.list_vmids():
         try:
-            complete = await _recover_one(ports, vmid)
+            complete = await _recover_one(ports, vmid, keeps_lock=False)
         except VmLocked:
             ports.emit(events.RecoveryNotNeeded(vmid=vmid))
             continue
@@ -212,7 +225,9 @@ async def recover_all(ports: EnginePorts) -> tuple[int, ...]:
     return tuple(unfinished)
 
 
-async def _recover_one(ports: EnginePorts, vmid: int) -> bool:
+async def _recover_one(ports: EnginePorts, vmid: int, *, keeps_lock: bool) -> bool:
     async with ports.journals.open(vmid) as journal:
         machine = ports.node.machine(vmid)
-        return await recover_vm(ports, machine, journal, holds_global_lock=False)
+        return await recover_vm(
+            ports, machine, journal, holds_global_lock=False, keeps_lock=keeps_lock
+        )

@@ -25,10 +25,11 @@ from vzdump_qemu.engine.undo import UndoStack, run_shielded
 from vzdump_qemu.errors import BackupError, Interrupted, StorageError, VmLocked
 from vzdump_qemu.events import BackupMode, Consistency
 from vzdump_qemu.formats.vm_config import VmConfig, parse_vm_config
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.plan.disks import DiskChoice, select_disks
 from vzdump_qemu.plan.names import RunNames, name_run
 from vzdump_qemu.plan.options import BackupOptions
-from vzdump_qemu.ports import Machine, Reversal, ReversalKind, VmaIntake
+from vzdump_qemu.ports import Machine, VmaIntake
 from vzdump_qemu.units import NS_PER_S
 
 # A clock that was set back meets the names of an earlier hour: publishing refuses those.
@@ -250,6 +251,10 @@ class _Run:
     async def _lock(self) -> None:
         """Take the VM's lock. It goes last of all, after the guest is as it was."""
         node, vmid = self._ports.node, self._machine.vmid
+        # Looked at first: a reversal noted over another's lock would, after our death, remove it.
+        lock = parse_vm_config(await node.read_vm_config(vmid), vmid=vmid).lock
+        if lock:
+            raise VmLocked(f"VM is locked ({lock})")
         unlock = await self._undo.push(
             "unlock the VM",
             lambda: node.clear_vm_lock(vmid),

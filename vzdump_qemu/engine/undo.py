@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from vzdump_qemu.errors import BackupError
 from vzdump_qemu.events import Emit, UndoFailed, UndoSucceeded
-from vzdump_qemu.ports import Clock, Journal, Reversal
+from vzdump_qemu.journal_ports import Journal, Reversal
+from vzdump_qemu.ports import Clock
 
 UNDO_TIMEOUT_S = 120.0
 """Default limit of one undo; longer than any single command it sends, short for an operator."""
@@ -52,10 +53,12 @@ class UndoHandle:
     """One registered reversal.
 
     Attributes:
-        is_last: it waits until everything else was put back.
+        needs_lock: it is done while the VM is locked.
+        is_last: it waits until all of those are done.
     """
 
     what: str
+    needs_lock: bool
     is_last: bool
     _act: Callable[[], Awaitable[None]]
     _timeout_s: float
@@ -133,7 +136,7 @@ class UndoStack:
             what: the thing reversed, in the operator's words (``thaw the guest``).
             act: idempotent; gets at most `timeout_s`.
             reversal: the same for whoever finds the journal after our death.
-            is_last: it waits until everything else was put back.
+            is_last: it waits until all that needs the VM's lock was put back.
         """
         noted: list[UndoHandle] = []
 
@@ -141,6 +144,7 @@ class UndoStack:
             index = await self._journal.note(reversal)
             handle = UndoHandle(
                 what=what,
+                needs_lock=reversal.kind.needs_lock,
                 is_last=is_last,
                 _act=act,
                 _timeout_s=timeout_s,
@@ -166,6 +170,7 @@ class UndoStack:
         """Register the reversal of something that ends with this process anyway."""
         handle = UndoHandle(
             what=what,
+            needs_lock=False,
             is_last=False,
             _act=act,
             _timeout_s=timeout_s,
@@ -204,20 +209,20 @@ class UndoStack:
             except asyncio.CancelledError:
                 was_cancelled = True
                 rounds.clear()
-            was_cancelled |= await self._run_round(is_final=not rounds)
+            was_cancelled |= await self._run_round()
             if not any(handle.is_open for handle in self._handles):
                 break
         self._handles.clear()
         if was_cancelled:
             raise asyncio.CancelledError
 
-    async def _run_round(self, *, is_final: bool) -> bool:
+    async def _run_round(self) -> bool:
         """One attempt at everything that is open; return whether the caller was cancelled."""
         was_cancelled = False
         for handle in reversed([handle for handle in self._handles if handle.is_open]):
-            others = (each.is_open for each in self._handles if not each.is_last)
-            if handle.is_last and not is_final and any(others):
-                continue
+            others = (each.is_open for each in self._handles if each.needs_lock)
+            if handle.is_last and any(others):
+                continue  # whoever puts the rest back does this as well
             try:
                 await handle.run()
             except asyncio.CancelledError:

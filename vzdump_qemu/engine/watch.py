@@ -1,7 +1,7 @@
 """Watching a backup job until it ended: the status loop.
 
-Owns how often is asked, how long a deaf monitor is borne, and which end counts as good. Figures
-of progress lines are left to `plan.progress`. Source: host behaviour, section 1.10.
+Owns how often is asked, how long a deaf monitor or a standing job is borne, and which end counts
+as good. Figures of progress lines are left to `plan.progress`. Source: host behaviour, 1.10.
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ from vzdump_qemu.units import NS_PER_S
 POLL_S = 1.0
 # The first looks come quickly, so that a small VM is not made to wait for a whole second.
 FIRST_POLL_S = 0.05
-# A monitor was seen blocked for a minute by slow storage, or held by another client for long.
-DEAF_S_MAX = 600.0
+# A monitor was seen blocked for a minute by slow storage, or held by another client for long; one
+# look has a limit of ten minutes, and a single one that fails must not be the last.
+DEAF_S_MAX = 1500.0
+
+# Where old data has nowhere to go, a guest's write waits as long as the job stands: operators are
+# told first, and then the guest comes before its backup. A server that finishes moves no data.
+STANDING_ALARM_S = 60.0
+STANDING_S_MAX = 300.0
+FINISHING_S_MAX = 3600.0
 
 
 class JobWatch:
@@ -31,6 +38,9 @@ class JobWatch:
         self._began_ns = ports.clock.now_ns()
         self._heard_ns = self._began_ns
         self._told_finishing = False
+        self._moved_ns = self._began_ns
+        self._moved_bytes = -1
+        self._told_standing = False
 
     async def until_done(self) -> JobProgress:
         """Return the last look at a job that ended well.
@@ -46,6 +56,7 @@ class JobWatch:
                 self._tell(progress)
                 if progress.status is not JobStatus.ACTIVE:
                     return self._judge(progress)
+                self._refuse_standing(progress)
             self._refuse_failed_target(progress)
             await self._ports.clock.sleep(pause_s)
             pause_s = min(POLL_S, 2 * pause_s)
@@ -71,6 +82,23 @@ class JobWatch:
             return None
         self._heard_ns = self._ports.clock.now_ns()
         return progress
+
+    def _refuse_standing(self, progress: JobProgress) -> None:
+        now_ns = self._ports.clock.now_ns()
+        if progress.transferred_bytes != self._moved_bytes:
+            self._moved_bytes = progress.transferred_bytes
+            self._moved_ns = now_ns
+            self._told_standing = False
+            return
+        standing_s = (now_ns - self._moved_ns) / NS_PER_S
+        text = f"no data has moved for {standing_s:.0f} seconds"
+        if standing_s >= (FINISHING_S_MAX if progress.finishing else STANDING_S_MAX):
+            raise JobError(
+                text, hint="look at the backup target and at the storage of the VM's disks"
+            )
+        if standing_s >= STANDING_ALARM_S and not (progress.finishing or self._told_standing):
+            self._told_standing = True
+            self._ports.emit(events.Warned(text=f"{text}: the guest's writes may wait"))
 
     def _refuse_failed_target(self, progress: JobProgress | None) -> None:
         failure = self._data_path.failure()

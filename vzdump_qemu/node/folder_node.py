@@ -17,8 +17,10 @@ from vzdump_qemu.node.layout import NodeLayout
 from vzdump_qemu.node.local_node import LocalMachine, LocalNode, NodeStrategies
 from vzdump_qemu.node.machine_spec import make_machine_spec
 from vzdump_qemu.node.processes import ProcessTable
+from vzdump_qemu.node.qemu_probe import has_backup_command
 from vzdump_qemu.ports import CommandRunner, Power
 from vzdump_qemu.qemu.command_line import MachineSpec
+from vzdump_qemu.qemu.request_ids import RequestIds
 
 
 def open_folder_node(root: str, *, commands: CommandRunner, process_id: int) -> LocalNode:
@@ -50,12 +52,25 @@ def open_folder_node(root: str, *, commands: CommandRunner, process_id: int) -> 
             ),
         )
 
+    answers: list[bool] = []
+
+    async def has_backup_job() -> bool:
+        if not answers:
+            known = await has_backup_command(
+                binary, commands=commands, request_ids=RequestIds(process_id)
+            )
+            # A program that cannot even be asked tells why when it is started.
+            answers.append(known is not False)
+        return answers[0]
+
     async def close() -> None:
         """Nothing runs beside the VMs themselves."""
 
     node = LocalNode(
         layout,
-        NodeStrategies(storages=storages, make_power=make_power, close=close),
+        NodeStrategies(
+            storages=storages, make_power=make_power, has_backup_job=has_backup_job, close=close
+        ),
         table=table,
         process_id=process_id,
     )

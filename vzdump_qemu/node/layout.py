@@ -57,8 +57,8 @@ class NodeLayout:
 
     @property
     def journal_directory(self) -> str:
-        """What killed runs would have to put back; goes with the processes at a reboot."""
-        return self._below("var/run/vzdump-qemu")
+        """What killed runs would have to put back; a lock and files outlive a reboot."""
+        return self._below("var/lib/vzdump-qemu")
 
     @property
     def vm_lock_directory(self) -> str:
@@ -98,6 +98,10 @@ class NodeLayout:
 
     def pid_file(self, vmid: int) -> str:
         return self._runtime(vmid, "pid")
+
+    def private_directory(self, vmid: int) -> str:
+        """Where the socket of an NBD server of ours lies; no longer than the other sockets."""
+        return self._runtime(vmid, "nbd")
 
     def runtime_files(self, vmid: int) -> tuple[str, ...]:
         """What must be gone once the VM's process is."""

@@ -47,12 +47,14 @@ class LocalMachine:
         table: ProcessTable,
         request_ids: RequestIds,
         make_power: Callable[[LocalMachine], Power],
+        has_backup_job: Callable[[], Awaitable[bool]],
     ) -> None:
         self._layout = layout
         self._vmid = vmid
         self._table = table
         self._request_ids = request_ids
         self._power = make_power(self)
+        self._has_backup_job = has_backup_job
 
     @property
     def vmid(self) -> int:
@@ -61,6 +63,11 @@ class LocalMachine:
     @property
     def power(self) -> Power:
         return self._power
+
+    @property
+    def private_directory(self) -> str:
+        """See `ports.Machine.private_directory`."""
+        return self._layout.private_directory(self._vmid)
 
     def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
         """See `ports.Machine.connect_qmp`."""
@@ -80,6 +87,10 @@ class LocalMachine:
             request_ids=self._request_ids,
         )
 
+    async def has_backup_job(self) -> bool:
+        """See `ports.Machine.has_backup_job`."""
+        return await self._has_backup_job()
+
     async def is_running(self) -> bool:
         """See `ports.Machine.is_running`."""
         return self._table.find_qemu(self._layout.pid_file(self._vmid)) is not None
@@ -95,11 +106,13 @@ class NodeStrategies:
 
     Attributes:
         make_power: power of one VM.
+        has_backup_job: whether the node's QEMU knows the `backup` command.
         close: lets go of what the strategies hold.
     """
 
     storages: Storages
     make_power: Callable[[LocalMachine], Power]
+    has_backup_job: Callable[[], Awaitable[bool]]
     close: Callable[[], Awaitable[None]]
 
 
@@ -196,6 +209,7 @@ class LocalNode:
             table=self._table,
             request_ids=self._request_ids,
             make_power=self._strategies.make_power,
+            has_backup_job=self._strategies.has_backup_job,
         )
 
     @asynccontextmanager

@@ -18,6 +18,11 @@ from vzdump_qemu.node.storage_sections import StorageSections
 from vzdump_qemu.ports import CommandRunner, Power
 
 
+async def _has_backup_job() -> bool:
+    """The platform's own QEMU always does."""
+    return True
+
+
 def is_pve_node(root: str, *, commands: CommandRunner) -> bool:
     """Whether that root is this host and this host is a PVE node."""
     return (
@@ -51,6 +56,7 @@ def open_pve_node(
     strategies = NodeStrategies(
         storages=PveStorages(client, sections=sections, commands=commands),
         make_power=make_power,
+        has_backup_job=_has_backup_job,
         close=client.close,
     )
     return LocalNode(layout, strategies, table=ProcessTable(), process_id=process_id)

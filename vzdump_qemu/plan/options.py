@@ -17,6 +17,8 @@ class DataPathChoice(enum.Enum):
 
     AUTO = "auto"
     NATIVE = "native"
+    PULL = "pull"
+    OFFLINE = "offline"
     EXTERNAL = "external"
 
 
@@ -39,10 +41,15 @@ class TargetOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleecingOptions:
-    """Old data goes to scratch images on that storage before guest writes hit the target."""
+    """Old data goes to scratch images on that storage before guest writes hit the target.
+
+    Attributes:
+        limit_bytes: what one scratch image may grow to, where it is a file; 0 means no limit.
+    """
 
     enabled: bool = False
     storage_id: str = ""
+    limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

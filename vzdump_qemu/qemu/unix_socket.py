@@ -41,7 +41,7 @@ async def connect_unix_socket(
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.setblocking(False)
-            _connect(connection, path)
+            connect_to_path(connection, path)
         except (BlockingIOError, InterruptedError):
             connection.close()
         except BaseException:
@@ -52,7 +52,8 @@ async def connect_unix_socket(
     raise SocketBusy(retry_count_max)
 
 
-def _connect(connection: socket.socket, path: str) -> None:
+def connect_to_path(connection: socket.socket, path: str) -> None:
+    """Connect a socket to a path of any length. Raises OSError as its `connect` does."""
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
         connection.connect(path)
         return

@@ -20,7 +20,7 @@ from vzdump_qemu.errors import CompressorError, TargetError
 from vzdump_qemu.ports import ArchiveTarget, VmaIntake
 from vzdump_qemu.stores import builtin_compressor
 from vzdump_qemu.stores.guardian import Guardian
-from vzdump_qemu.stores.system import run_blocking, start_thread
+from vzdump_qemu.stores.system import run_blocking, start_thread, sync_directory
 from vzdump_qemu.stores.vma_intake import RelayedIntake, TargetFiles
 
 DISCARD_TIMEOUT_S = 30.0
@@ -118,12 +118,8 @@ class ArchiveDirectory:
     async def remove_file(self, path: str) -> None:
         """Remove a file; a missing one is no error. Raises TargetError."""
 
-        def remove() -> None:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-
         try:
-            await run_blocking(remove)
+            await run_blocking(lambda: _remove_file(path))
         except OSError as error:
             raise TargetError(f"unable to remove '{path}' - {error.strerror}") from error
 
@@ -150,12 +146,20 @@ def _abandon(opening: Future[RelayedIntake]) -> None:
         start_thread(opening.result().abandon, name="abandon-intake")
 
 
+def _remove_file(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+        sync_directory(os.path.dirname(path))
+
+
 def _remove_tree(path: str) -> None:
     with suppress(FileNotFoundError):
         if os.path.islink(path):
             os.unlink(path)
         else:
             shutil.rmtree(path)
+        # Whoever is told that it is gone forgets it: a power loss must not bring it back.
+        sync_directory(os.path.dirname(path))
 
 
 def _write_file(path: str, data: bytes) -> None:

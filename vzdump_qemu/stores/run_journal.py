@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 
 from vzdump_qemu.errors import ConfigError, VmLocked
-from vzdump_qemu.ports import Reversal, ReversalKind
-from vzdump_qemu.stores.system import run_blocking
+from vzdump_qemu.journal_ports import Reversal, ReversalKind
+from vzdump_qemu.stores.system import run_blocking, sync_directory
 
 # A guardian may still be putting back what the run before left; it has limits of its own.
 OWNER_TIMEOUT_S = 60.0
@@ -32,11 +32,15 @@ class FileJournal:
     """One open, owned journal; the `Journal` port.
 
     Raises ConfigError if `fd` holds anything but a journal; `path` only names it.
+
+    Args:
+        boot_id: tells this start of the host from every other.
     """
 
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: int, path: str, boot_id: str = "") -> None:
         self._fd = fd
-        self._entries, self._next = _read_entries(fd, path)
+        self._boot_id = boot_id
+        self._entries, self._next = _read_entries(fd, path, boot_id)
 
     @property
     def open_entries(self) -> Sequence[tuple[int, Reversal]]:
@@ -46,7 +50,12 @@ class FileJournal:
     async def note(self, reversal: Reversal) -> int:
         """Write and sync one line; return its index. Raises ConfigError."""
         index, self._next = self._next, self._next + 1
-        line = {"note": index, "kind": reversal.kind.value, "names": list(reversal.names)}
+        line = {
+            "note": index,
+            "kind": reversal.kind.value,
+            "names": list(reversal.names),
+            "boot": self._boot_id,
+        }
         try:
             await run_blocking(lambda: self._write(line, sync=True))
         except OSError as error:
@@ -78,6 +87,8 @@ class FileJournals:
         directory: made when needed, for root alone.
         watch: has somebody watch over our death while a journal is open; gets the VM's id.
         owner_timeout_s: how long a living owner is waited for.
+        boot_id: tells this start of the host from every other; what a run of an earlier one
+            left is gone as far as it was processes.
     """
 
     def __init__(
@@ -86,10 +97,12 @@ class FileJournals:
         watch: Watch | None = None,
         *,
         owner_timeout_s: float = OWNER_TIMEOUT_S,
+        boot_id: str = "",
     ) -> None:
         self._directory = directory
         self._watch = watch or (lambda vmid: nullcontext(lambda: None))
         self._owner_timeout_s = owner_timeout_s
+        self._boot_id = boot_id
 
     @asynccontextmanager
     async def open(self, vmid: int) -> AsyncIterator[FileJournal]:
@@ -102,7 +115,7 @@ class FileJournals:
             reason = error.strerror or str(error)
             raise ConfigError(f"unable to keep a journal in '{path}' - {reason}") from error
         try:
-            journal = FileJournal(fd, path)
+            journal = FileJournal(fd, path, self._boot_id)
             with self._watch(vmid) as send_home:
                 try:
                     yield journal
@@ -133,7 +146,7 @@ async def _own(path: str, vmid: int, *, timeout_s: float) -> int:
             while True:
                 fd = os.open(path, flags, 0o600)
                 if _lock(fd) and _is_still(path, fd):
-                    _sync_directory(os.path.dirname(path))
+                    sync_directory(os.path.dirname(path))
                     return fd
                 os.close(fd)
                 await asyncio.sleep(_RETRY_S)
@@ -162,15 +175,7 @@ def _is_still(path: str, fd: int) -> bool:
         return False
 
 
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _read_entries(fd: int, path: str) -> tuple[dict[int, Reversal], int]:
+def _read_entries(fd: int, path: str, boot_id: str) -> tuple[dict[int, Reversal], int]:
     """Open entries and the next index. A line cut by a death was never acted upon."""
     raw = os.pread(fd, os.fstat(fd).st_size, 0)
     whole = raw.rfind(b"\n") + 1
@@ -186,7 +191,9 @@ def _read_entries(fd: int, path: str) -> tuple[dict[int, Reversal], int]:
                 continue
             index = int(line["note"])
             names = tuple(str(name) for name in line["names"])
-            entries[index] = Reversal(kind=ReversalKind(line["kind"]), names=names)
+            kind = ReversalKind(line["kind"])
+            if kind.outlives_reboot or str(line["boot"]) == boot_id:
+                entries[index] = Reversal(kind=kind, names=names)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"the journal '{path}' of a killed run cannot be read",

@@ -54,6 +54,24 @@ class SystemIds:
         return os.getpid()
 
 
+def read_boot_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:
+    """What tells this start of the host from every other; empty if the kernel does not say."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def cpu_count(cpuinfo_path: str = "/proc/cpuinfo") -> int:
     """Count the ``processor`` entries of the kernel's list; 1 if it cannot be read.
 

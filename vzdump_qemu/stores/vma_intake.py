@@ -22,7 +22,7 @@ from vzdump_qemu.errors import CompressorError, InternalError, TargetError, VmaE
 from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaProof
 from vzdump_qemu.stores.commands import FilterProcess
 from vzdump_qemu.stores.guardian import Guardian
-from vzdump_qemu.stores.system import run_blocking, start_thread, wait_done
+from vzdump_qemu.stores.system import run_blocking, start_thread, sync_directory, wait_done
 from vzdump_qemu.stores.vma_relay import FileWriter, VmaRelay, open_pipe
 
 # Owner and group may read: the archive holds all of the guest's secrets.
@@ -82,11 +82,7 @@ class TargetFiles:
 
     def sync_directory(self, path: str) -> None:
         """Make a directory's names durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(path)
 
     def publish(self, temp_path: str, final_path: str) -> None:
         """Move a synced file to its final name, durably, and never over another file.
@@ -104,7 +100,7 @@ class TargetFiles:
         try:
             if linked:
                 self.unlink(temp_path)
-            self.sync_directory(os.path.dirname(final_path) or ".")
+            self.sync_directory(os.path.dirname(final_path))
         except OSError:
             # Not known to be durable, so it must not look like an archive.
             with suppress(OSError):
@@ -482,6 +478,8 @@ class RelayedIntake:
                 self._files.unlink(target.final_path)
             with suppress(FileNotFoundError):
                 self._files.unlink(target.temp_path)
+            # Whoever is told that it is gone forgets it: a power loss must not bring it back.
+            self._files.sync_directory(os.path.dirname(target.temp_path))
         except OSError as error:
             raise _target_error(f"unable to remove '{self._target_text}'", error) from error
 

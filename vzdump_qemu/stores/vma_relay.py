@@ -97,8 +97,8 @@ class _Channel:
         self._can_splice = True
         # A foreign pipe or terminal takes this much without blocking once poll calls it ready.
         is_file = stat.S_ISREG(os.fstat(sink_fd).st_mode)
-        own = not os.get_blocking(sink_fd)
-        self._write_bytes = _READ_BYTES if is_file or own else select.PIPE_BUF
+        self._own_sink = not os.get_blocking(sink_fd)
+        self._write_bytes = _READ_BYTES if is_file or self._own_sink else select.PIPE_BUF
 
     def read_exactly(self, count: int) -> bytes:
         """Read that many bytes; fewer only if the stream ends."""
@@ -112,8 +112,12 @@ class _Channel:
 
     def write_all(self, data: bytes) -> None:
         view = memoryview(data)
+        # Headers of empty extents come by the thousand: a pipe of ours is asked when it is full.
+        must_wait = not self._own_sink
         while view:
-            self._wait(self._sink_fd, select.POLLOUT)
+            if must_wait:
+                self._wait(self._sink_fd, select.POLLOUT)
+            must_wait = True
             with suppress(BlockingIOError):
                 view = view[os.write(self._sink_fd, view[: self._write_bytes]) :]
 

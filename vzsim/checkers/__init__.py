@@ -9,8 +9,11 @@ from types import MappingProxyType
 from vzsim.checkers import (
     archive_whole,
     bounded_waits,
+    clock_sense,
+    endurance,
     first_cause,
     foreign_things,
+    guest_consistency,
     guest_freeze,
     guest_writes,
     left_overs,
@@ -18,6 +21,7 @@ from vzsim.checkers import (
     older_archives,
     power_state,
     secrets,
+    told,
 )
 from vzsim.evidence import Evidence
 
@@ -30,12 +34,16 @@ CHECKERS: Mapping[str, Checker] = MappingProxyType(
         "power-state": power_state.check,
         "guest-writes": guest_writes.check,
         "archive-whole": archive_whole.check,
+        "guest-consistency": guest_consistency.check,
         "older-archives": older_archives.check,
         "foreign-things": foreign_things.check,
         "left-overs": left_overs.check,
         "bounded-waits": bounded_waits.check,
+        "clock-sense": clock_sense.check,
         "first-cause": first_cause.check,
+        "endurance": endurance.check,
         "secrets": secrets.check,
+        "told": told.check,
         "next-run": next_run.check,
     }
 )

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 from vzdump_qemu.errors import VmaError
 from vzsim.evidence import Ending, Evidence
-from vzsim.world.restore import restore_disks
+from vzsim.faults import Kind
 
 
 def check(evidence: Evidence) -> list[str]:
     """One line per violation."""
     found = []
     archives = evidence.new_archives()
-    for path, data in archives.items():
-        found += [f"{path}: {text}" for text in _compare(evidence, data)]
+    for path in evidence.archive_paths():
+        place = path or "standard output"
+        found += [f"{place}: {text}" for text in _compare(evidence, path)]
     if evidence.ending is Ending.OK:
-        if evidence.scenario.options.get("stdout"):
-            found += [
-                f"standard output: {text}" for text in _compare(evidence, evidence.rest.stdout)
-            ]
-        elif evidence.archive_path not in evidence.rest.files:
+        to_stdout = evidence.scenario.options.get("stdout")
+        if not to_stdout and evidence.archive_path not in evidence.rest.files:
             found.append(f"success is said, '{evidence.archive_path}' does not exist")
+        if evidence.archive_path in evidence.rest.undurable:
+            found.append(f"success is said, a power loss would take '{evidence.archive_path}'")
         if evidence.says_frozen and not evidence.observed.was_frozen_at_point_in_time:
             found.append("frozen is said, the guest was not frozen at the point in time")
-    elif evidence.ending is Ending.FAILED and archives:
+    elif evidence.ending is Ending.FAILED and archives and not evidence.hit("files.unlink"):
         found.append(f"failure is said, {', '.join(sorted(archives))} bears a final name")
+    elif evidence.ending is Ending.CANCELLED and not evidence.met(Kind.SECOND_RUN):
+        found += _compare_with_words(evidence, len(archives))
     return found
 
 
-def _compare(evidence: Evidence, data: bytes) -> list[str]:
+def _compare_with_words(evidence: Evidence, archive_count: int) -> list[str]:
+    """A tool that is interrupted has told how its backup ended, and that is how it ended."""
+    is_named = archive_count > 0
+    if evidence.scenario.options.get("stdout") or evidence.told_good in (None, is_named):
+        return []
+    said = "success" if evidence.told_good else "failure"
+    return [f"{said} is said before the signal, {archive_count} archives are there"]
+
+
+def _compare(evidence: Evidence, path: str) -> list[str]:
     try:
-        disks = restore_disks(data)
+        disks = evidence.restore(path)
     except VmaError as error:
         return [f"not a whole archive: {error}"]
     if disks == evidence.points_in_time:

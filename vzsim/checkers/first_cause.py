@@ -11,8 +11,12 @@ _CAUSES: dict[Kind, tuple[str, ...]] = {
     Kind.EIO: ("Input/output error", "unable to"),
     Kind.ENOSPC: ("No space left on device", "unable to"),
     Kind.PARTIAL: ("No space left on device",),
+    Kind.EXDEV: ("unable to rename",),
+    Kind.EROFS: ("Read-only file system", "unable to"),
+    Kind.EDQUOT: ("Disk quota exceeded", "unable to"),
     Kind.EXITS: ("exit status 1", "exit code 1"),
     Kind.KILLED: ("signal 9",),
+    Kind.KILLED_LATE: ("signal 9",),
     Kind.QEMU_DIES: ("not running", "closed", "ended"),
     Kind.QEMU_DIES_AFTER: ("not running", "closed", "ended"),
     Kind.QEMU_DIES_MIDWAY: ("not running", "ended"),
@@ -22,7 +26,12 @@ _CAUSES: dict[Kind, tuple[str, ...]] = {
     Kind.WRONG_ID: ("timeout",),
     Kind.REFUSED: ("no greeting", "no answer"),
     Kind.CANCEL_JOB: ("cancel",),
+    Kind.OTHER_JOB: ("another backup job", "unexpected uuid", "not finished"),
+    Kind.OTHER_LOCK: ("VM is locked (migrate)",),
+    Kind.DISK_UNPLUGGED: ("not found",),
+    Kind.FD_LEAKS: ("did not end within",),
 }
+_OTHER_ENDINGS = {"killed": Ending.KILLED, "cancelled": Ending.CANCELLED}
 _MARKED = frozenset({Kind.ERROR, Kind.ERROR_AFTER, Kind.JOB_FAILS})
 
 
@@ -50,7 +59,10 @@ def _check_expectation(evidence: Evidence, expected: str) -> list[str]:
         if evidence.ending is Ending.OK:
             return []
         return [f"a run without faults ends {evidence.ending.value}: {evidence.error}"]
-    if evidence.ending is Ending.FAILED and expected in evidence.error:
+    if expected in _OTHER_ENDINGS:
+        if evidence.ending is _OTHER_ENDINGS[expected]:
+            return []
+    elif evidence.ending is Ending.FAILED and expected in evidence.error:
         return []
     return [f"expected an error with '{expected}', got {evidence.ending.value}: {evidence.error}"]
 

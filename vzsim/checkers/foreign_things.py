@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from vzsim.evidence import Evidence
+from vzsim.evidence import RECOVERY_PREFIX, Evidence
+from vzsim.faults import Kind
+
+
+def _may_come_late(evidence: Evidence) -> bool:
+    """QEMU reads a command late, or a recovery has to come again for what it could not do."""
+    recovery_failed = any(fault.site.startswith(RECOVERY_PREFIX) for fault in evidence.triggered)
+    return recovery_failed or evidence.met(Kind.STALL)
 
 
 def check(evidence: Evidence) -> list[str]:
     """One line per violation."""
     found = list(evidence.observed.foreign_harms)
-    lock = evidence.scenario.lock
-    if lock and evidence.attempt_index == 0 and evidence.rest.foreign_lock != lock:
+    if not _may_come_late(evidence):
+        operators = ("cont",) if evidence.observed.operator_started else ()
+        found += [
+            f"{name} was sent after the VM's lock was given back"
+            for name in evidence.observed.unlocked_acts
+            if name not in operators
+        ]
+    if evidence.attempt_index > 0:
+        return found
+    lock = evidence.scenario.lock or evidence.observed.taken_lock
+    is_cleared = evidence.met(Kind.LOCK_CLEARED)
+    if lock and evidence.rest.foreign_lock != lock and not is_cleared:
         found.append(f"another operation's lock '{lock}' is gone")
+    seen = evidence.observed
+    was_reset = seen.guest_woke or evidence.met(Kind.GUEST_RESETS)
+    stays_up = evidence.rest.run_state == "running" and not was_reset
+    if evidence.scenario.is_frozen and stays_up and not evidence.rest.is_frozen:
+        found.append("somebody else's freeze was thawed")
     return found

@@ -12,6 +12,9 @@ def check(evidence: Evidence) -> list[str]:
     """One line per violation."""
     found = []
     frozen, rest = evidence.observed.frozen, evidence.rest
+    if evidence.scenario.is_frozen and evidence.attempt_index == 0:
+        # Somebody else's freeze, with reasons of his own (and by now of a guest that was reset).
+        return []
     if rest.is_frozen and rest.can_thaw:
         found.append("the guest was left frozen although its agent answers")
     budget_s = evidence.scenario.budget.frozen_s + evidence.allowance_s + _SLACK_S

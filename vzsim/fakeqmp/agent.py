@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vzsim.fakeqmp import wire
+from vzsim.fakeqmp.frames import command_of
 from vzsim.fakeqmp.jobs import Emit
 from vzsim.fakeqmp.outside import Timebase, Timer
 from vzsim.fakeqmp.replies import RuleBook, bend_outcome, canned_outcome, message_of
@@ -38,6 +39,8 @@ _NO_SUCCESS_REPLY = frozenset(
 )
 _UNSUPPORTED = frozenset(("guest-get-devices",))
 _NS_PER_S = 1_000_000_000
+# What Windows answers to a thaw after its own time limit for a freeze.
+_HELD_TOO_LONG = "couldn't hold writes: fsfreeze is limited up to 10 seconds: (error: 80042314)"
 
 
 def _arguments(text: str) -> tuple[Argument, ...]:
@@ -104,6 +107,7 @@ class GuestActions:
     reboot: Callable[[], None]
     suspend: Callable[[], None]
     die: Callable[[], None]
+    freeze: Callable[[], None] = lambda: None
 
 
 class Agent:
@@ -142,6 +146,7 @@ class Agent:
         self._stale_due = False
         self.is_up = False
         self.frozen_count = 0
+        self._let_itself_go = False
         self._exec_pid = 100
 
     @property
@@ -262,13 +267,8 @@ class Agent:
             self.go_down()
 
     def _check(self, value: Any) -> tuple[str, Mapping[str, Any]]:
-        if not isinstance(value, dict):
-            raise CommandError("QMP input must be a JSON object")
-        name, arguments = value.get("execute"), value.get("arguments", {})
-        if not isinstance(name, str):
-            raise CommandError("QMP input lacks member 'execute'")
-        if not isinstance(arguments, dict):
-            raise CommandError("QMP input member 'arguments' must be an object")
+        name = command_of(value, oob_enabled=False)
+        arguments: Mapping[str, Any] = value.get("arguments", {})
         if name not in _COMMANDS:
             raise CommandError(f"The command {name} has not been found", "CommandNotFound")
         if name in self.rules.disabled or name in _UNSUPPORTED:
@@ -346,12 +346,24 @@ class Agent:
     def _freeze(self, count: int) -> int:
         if self.rules.freeze_error is not None:
             raise CommandError(self.rules.freeze_error)
+        self._actions.freeze()
         self.frozen_count = count
+        self._let_itself_go = False
+        if self.rules.thaws_itself_after_s > 0:
+            self._timebase.call_later(self.rules.thaws_itself_after_s, self._thaw_by_itself)
         return count
+
+    def _thaw_by_itself(self) -> None:
+        if self.is_frozen:
+            self.frozen_count = 0
+            self._let_itself_go = True
 
     def _thaw(self) -> int:
         if self.rules.thaw_error is not None:
             raise CommandError(self.rules.thaw_error)
+        if self._let_itself_go:
+            self._let_itself_go = False
+            raise CommandError(_HELD_TOO_LONG)
         count, self.frozen_count = self.frozen_count, 0
         return count
 

@@ -21,7 +21,7 @@ from vzsim.fakeqmp.jobs import Job, JobPhase
 from vzsim.fakeqmp.nodes import EmptyDrive, Node
 from vzsim.fakeqmp.outside import Sink
 from vzsim.fakeqmp.replies import Pending
-from vzsim.fakeqmp.schema import Argument, CommandError, check_arguments
+from vzsim.fakeqmp.schema import CommandError
 from vzsim.fakeqmp.vma_output import VmaOutput
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ _CONFIG_BYTES_MAX = 65535
 _WORKER_COUNT_MAX = 2**31 - 1
 _BITMAP_GRANULARITY_BYTES = 4 * MIB
 _NOT_FLEECED = ("drive-efidisk", "drive-tpmstate")
-_ACCESS_DEVICE = (
-    Argument(name="device", kind="str", optional=False),
-    Argument(name="bitmap-mode", kind="none|new|use", optional=True),
-)
 
 SUPPORT = {
     "query-bitmap-info": True,
@@ -325,8 +321,6 @@ class BackupService:
     def access_setup(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
         """``backup-access-setup``. Raises: CommandError."""
         machine, owner = self._machine, str(arguments["target-id"])
-        for entry in arguments["devices"]:
-            check_arguments(_ACCESS_DEVICE, entry)
         self._refuse_if_active()
         if not arguments["devices"]:
             machine.die("SIGABRT")

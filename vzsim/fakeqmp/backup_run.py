@@ -95,6 +95,7 @@ class BackupRun:
         self._timer: Timer | None = None
         self._held: list[_HeldWrite] = []
         self._stall_used = False
+        self._broken_errno = 0
         self._cancel_done: list[Callable[[], None]] = []
         self._stalled = False
         self._ended = False
@@ -183,7 +184,7 @@ class BackupRun:
             budget -= taken
             if copy.next_index >= copy.cluster_count:
                 if copy.read_error:
-                    self._read_failed(copy)
+                    self._read_failed(copy, copy.read_error)
                     return
                 self._parts.jobs.move(job, JobPhase.WAITING)
                 self._start_next()
@@ -193,6 +194,9 @@ class BackupRun:
 
     def _obeyed_script(self) -> bool:
         rules, done_bytes = self._parts.rules, self._parts.figures.transferred_bytes
+        if self._broken_errno:
+            self._read_failed(self._current, self._broken_errno)
+            return True
         if rules.die_at_bytes is not None and done_bytes >= rules.die_at_bytes:
             self._parts.on_die()
             return True
@@ -287,7 +291,7 @@ class BackupRun:
         end_index = ceil_div(held.offset_bytes + len(held.data), VMA_CLUSTER_BYTES)
         if not self._ended:
             for index in range(first_index, end_index):
-                if copy.saved[index] or index in copy.in_fleecing:
+                if copy.saved[index] or index in copy.in_fleecing or self._broken_errno:
                     continue
                 if copy.fleecing is not None:
                     self._save_to_fleecing(copy, index)
@@ -311,7 +315,12 @@ class BackupRun:
             return
         offset = index * VMA_CLUSTER_BYTES
         length = min(VMA_CLUSTER_BYTES, copy.disk.size_bytes - offset)
-        copy.fleecing.write(offset, bytes(copy.disk.read(offset, length)))
+        try:
+            copy.fleecing.write(offset, bytes(copy.disk.read(offset, length)))
+        except OSError as error:
+            # The guest goes on; the old data is gone, and with it the point in time.
+            self._broken_errno = error.errno or _EIO
+            return
         copy.in_fleecing.add(index)
 
     def _serve_held_writes(self) -> None:
@@ -341,9 +350,9 @@ class BackupRun:
             self._parts.jobs.end(job, "BLOCK_JOB_COMPLETED")
         self.output.finish()
 
-    def _read_failed(self, copy: DiskCopy) -> None:
-        text = os.strerror(copy.read_error)
-        self._parts.figures.record_error(f"job failed with err -{copy.read_error} - {text}")
+    def _read_failed(self, copy: DiskCopy, errno_code: int) -> None:
+        text = os.strerror(errno_code)
+        self._parts.figures.record_error(f"job failed with err -{errno_code} - {text}")
         self._fail(copy, operation="read", text=text)
 
     def _fail(self, copy: DiskCopy, *, operation: str, text: str) -> None:

@@ -6,7 +6,7 @@ sessions ``stock-*``, ``qsd-*``, ``pve-*``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from vzsim.fakeqmp.block_replies import describe_file, describe_node
@@ -17,6 +17,7 @@ from vzsim.fakeqmp.nodes import Backend, EmptyDrive, Node
 from vzsim.fakeqmp.outside import Host
 from vzsim.fakeqmp.schema import CommandError, Dialect, not_found
 from vzsim.fakeqmp.storage_host import StorageHost
+from vzsim.fakeqmp.user_objects import UserObjects
 
 _QOM_PATH = "/machine/peripheral/"
 
@@ -29,8 +30,13 @@ class BlockLayer:
         self._backends: list[Backend] = []
         self._nodes: dict[str, Node] = {}
         self._made_up_count = 0
+        self.objects = UserObjects()
         self._opener = NodeOpener(
-            host, storage, find=self._find_below, make_up_name=self.make_up_name
+            host,
+            storage,
+            self.objects,
+            find=self._find_below,
+            make_up_name=self.make_up_name,
         )
 
     def make_up_name(self) -> str:
@@ -141,14 +147,53 @@ class BlockLayer:
         source.guards.remove(guard)
         self._nodes.pop(name, None)
 
-    def attach_device(self, drive: str, qdev: str) -> None:
+    def guarded_disks(self, names: Container[str]) -> Iterator[tuple[str, Disk | None]]:
+        """Name and image of each disk over one of these nodes that now has a filter below."""
+        for backend in self._backends:
+            node = backend.node
+            if node is None or node.name not in names or node.below is None:
+                continue
+            if node.below.driver == "copy-before-write":
+                yield backend.name, node.disk
+
+    def reopen(self, given: Mapping[str, Any]) -> None:
+        """``blockdev-reopen``: read-only or not, and another node below.
+
+        Raises: CommandError; nothing has changed then.
+        """
+        changes = [(self._reopened(options), options) for options in given["options"]]
+        for node, options in changes:
+            node.read_only = bool(options.get("read-only", False))
+            below = options.get("file")
+            child = self._nodes.get(below) if isinstance(below, str) else None
+            if child is not None and child.name != node.file_name:
+                for other in self._nodes.values():
+                    if other.name == node.file_name:
+                        other.parents.discard(node.name)
+                node.file_name, node.below, node.disk = child.name, child, child.disk
+                child.parents.add(node.name)
+
+    def _reopened(self, options: Mapping[str, Any]) -> Node:
+        if "node-name" not in options:
+            raise CommandError("node-name not specified")
+        node = self._nodes.get(options["node-name"])
+        if node is None:
+            raise CommandError(f"Failed to find node with node-name='{options['node-name']}'")
+        if options["driver"] != node.driver:
+            raise CommandError("Cannot change the option 'driver'")
+        below = options.get("file")
+        if isinstance(below, str) and below != node.file_name and below not in self._nodes:
+            raise CommandError(f"Cannot find device='' nor node-name='{below}'")
+        return node
+
+    def attach_device(self, drive: str, qdev: str, kind: str = "scsi-hd") -> None:
         """``-device …,drive=…``: by backend name, else by node name.
 
         Raises: CommandError.
         """
         for backend in self._backends:
             if backend.device_id == drive:
-                backend.qdev = qdev
+                backend.qdev, backend.qdev_kind = qdev, kind
                 if backend.node is not None:
                     self._use(backend.node, qdev)
                 return
@@ -156,7 +201,7 @@ class BlockLayer:
         if node is None:
             raise CommandError(f"Property 'drive' can't find value '{drive}'")
         self._use(node, qdev)
-        self._backends.append(Backend(device_id="", node=node, qdev=qdev))
+        self._backends.append(Backend(device_id="", node=node, qdev=qdev, qdev_kind=kind))
 
     def _use(self, node: Node, qdev: str) -> None:
         """A guest's device writes and bears no other writer."""
@@ -253,7 +298,7 @@ class BlockLayer:
         backend = self._device(path, property_name)
         node = self._nodes.get(value)
         if node is None:
-            raise CommandError(f"Property 'drive' can't find value '{value}'")
+            raise CommandError(f"Cannot find device='' nor node-name='{value}'")
         if backend.node is not None:
             backend.node.roots.discard(f"device {backend.qdev}")
         node.roots.add(f"device {backend.qdev}")
@@ -263,7 +308,7 @@ class BlockLayer:
         for backend in self._backends:
             if backend.qdev and path == _QOM_PATH + backend.qdev:
                 if property_name != "drive":
-                    raise CommandError(f"Property '{backend.qdev}.{property_name}' not found")
+                    raise CommandError(f"Property '{backend.qdev_kind}.{property_name}' not found")
                 return backend
         raise CommandError(f"Device '{path}' not found", "DeviceNotFound")
 
@@ -284,11 +329,14 @@ class BlockLayer:
                 raise CommandError(
                     f"Node '{name}' is busy: node is used as backing hd of '{other.name}'"
                 )
+        if any(other.owns_below and other.below is node for other in self._nodes.values()):
+            raise CommandError(f"Node {name} is not owned by the monitor")
         if node.parents:
             raise CommandError(f"Block device {name} is in use")
         for other in self._nodes.values():
             other.parents.discard(name)
         self._opener.close(node)
+        self.objects.leave(name)
         del self._nodes[name]
         if node.below is not None:
             if node.owns_below:
@@ -349,11 +397,14 @@ class BlockLayer:
             replies.append(reply)
         return replies
 
-    def describe_nodes(self) -> list[dict[str, Any]]:
+    def describe_nodes(self, *, flat: bool = False) -> list[dict[str, Any]]:
         """Reply of ``query-named-block-nodes``: format nodes, each followed by its file."""
-        replies = []
+        replies: list[dict[str, Any]] = []
         for node in reversed(self._nodes.values()):
             replies.append(describe_node(node, self._dialect))
             if node.file_name and node.file_name not in self._nodes:
                 replies.append(describe_file(node, self._dialect))
+        for reply in replies if flat else ():
+            reply["image"].pop("backing-image", None)
+            reply["backing_file_depth"] = 0
         return replies

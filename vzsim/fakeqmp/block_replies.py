@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from vzsim.fakeqmp.bitmaps import GRANULARITY_BYTES
+from vzsim.fakeqmp.disks import LimitedDisk
 from vzsim.fakeqmp.nodes import Node
 from vzsim.fakeqmp.schema import Dialect
 
@@ -30,14 +31,18 @@ def describe_node(node: Node, dialect: Dialect) -> dict[str, Any]:
     bitmaps = _bitmaps(node)
     if bitmaps:
         reply["dirty-bitmaps"] = bitmaps
-    if dialect is Dialect.PVE and node.file_name:
-        reply["children"] = [{"node-name": node.file_name, "child": "file"}]
+    if dialect is Dialect.PVE:
+        reply["children"] = (
+            [{"node-name": node.file_name, "child": "file"}] if node.file_name else []
+        )
     return reply
 
 
 def describe_file(node: Node, dialect: Dialect) -> dict[str, Any]:
     """The file below a format node."""
     reply = _common(node, node.file_name, "file", dialect, is_direct=node.file_is_direct)
+    if isinstance(node.disk, LimitedDisk):
+        reply["image"]["virtual-size"] = node.disk.size_below_bytes
     if dialect is Dialect.PVE:
         reply["image"]["format-specific"] = {"type": "file", "data": {}}
         reply["children"] = []

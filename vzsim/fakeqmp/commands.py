@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from vzdump_qemu.units import SECTOR_BYTES, round_up
 from vzsim.fakeqmp.backup_commands import SUPPORT
 from vzsim.fakeqmp.bitmaps import BITMAP_ACTIONS, BitmapCommands
 from vzsim.fakeqmp.human_monitor import HumanMonitor
 from vzsim.fakeqmp.replies import Pending
-from vzsim.fakeqmp.schema import CommandError, Dialect, command_names, not_found
+from vzsim.fakeqmp.schema import CommandError, Dialect, command_names, not_found, schema_of
 from vzsim.fakeqmp.transactions import Transactions
 
 if TYPE_CHECKING:
     from vzsim.fakeqmp.machine import Machine
     from vzsim.fakeqmp.monitor import Monitor
+
+# They check what a job forbids, then say that they are not simulated.
+_ALWAYS_REFUSED = frozenset(("blockdev-snapshot-sync", "block-stream"))
+_OF_DEVICES = frozenset(("qom-get", "qom-set"))
 
 _Handler = Callable[["Monitor", Mapping[str, Any]], Any]
 
@@ -57,6 +62,15 @@ class Commands:
             ),
         }
 
+    @property
+    def simulated(self) -> frozenset[str]:
+        """Names of the commands that this machine carries out."""
+        has = command_names(self._machine.config.dialect)
+        simulated = frozenset(name for name in has if name in self._table) - _ALWAYS_REFUSED
+        if self._machine.config.dialect is Dialect.STORAGE_DAEMON:
+            simulated -= _OF_DEVICES
+        return simulated
+
     def carry_out(self, monitor: Monitor, name: str, arguments: Mapping[str, Any]) -> Any:
         """Carry out one command.
 
@@ -73,12 +87,17 @@ class Commands:
         return {
             "query-version": lambda _m, _a: machine.config.version,
             "query-status": lambda _m, _a: self._status(),
+            "query-uuid": lambda _m, _a: {"UUID": str(UUID(int=0))},
+            "query-qmp-schema": lambda _m, _a: list(schema_of(dialect).entries),
             "query-name": lambda _m, _a: (
                 {"name": machine.config.name} if machine.config.name else {}
             ),
             "query-commands": lambda _m, _a: [{"name": name} for name in command_names(dialect)],
             "query-block": lambda _m, _a: machine.block.describe_backends(),
-            "query-named-block-nodes": lambda _m, _a: machine.block.describe_nodes(),
+            "query-named-block-nodes": lambda _m, given: machine.block.describe_nodes(
+                flat=given.get("flat", False)
+            ),
+            "query-iothreads": lambda _m, _a: [],
             "query-jobs": lambda _m, _a: machine.jobs.describe(),
             "query-block-jobs": lambda _m, _a: machine.jobs.describe_block_jobs(),
             "query-block-exports": lambda _m, _a: machine.exports.describe(),
@@ -112,8 +131,11 @@ class Commands:
     def _block_table(self) -> dict[str, _Handler]:
         block = self._machine.block
         return {
-            "blockdev-add": _empty(block.add_node),
+            "blockdev-add": _empty(self._add_node),
             "blockdev-del": _empty(self._remove_node),
+            "blockdev-reopen": _empty(self._reopen),
+            "object-add": _empty(block.objects.add),
+            "object-del": _empty(block.objects.remove),
             "block_resize": _empty(self._resize),
             "eject": _empty(self._eject),
             "blockdev-snapshot-sync": _empty(lambda given: self._refused(given, drains=True)),
@@ -146,9 +168,7 @@ class Commands:
         machine = self._machine
         block, exports = machine.block, machine.exports
         bitmaps = BitmapCommands(block.look_up)
-        transactions = Transactions(
-            machine.config.dialect, machine.jobs, machine.block_jobs, bitmaps
-        )
+        transactions = Transactions(machine.jobs, machine.block_jobs, bitmaps)
 
         def on_bitmap(name: str) -> _Handler:
             return _empty(lambda given: bitmaps.act(name, given))
@@ -161,6 +181,8 @@ class Commands:
             "x-debug-block-dirty-bitmap-sha256": lambda _m, given: bitmaps.digest(given),
             "nbd-server-start": _empty(exports.start_server),
             "nbd-server-stop": _empty(lambda _given: exports.stop_server()),
+            "nbd-server-add": _empty(exports.add_by_device),
+            "nbd-server-remove": _empty(exports.delete_by_name),
             "block-export-add": _empty(exports.add),
             "block-export-del": _empty(exports.delete),
             "qom-get": lambda _m, given: block.device_drive(given["path"], given["property"]),
@@ -258,12 +280,25 @@ class Commands:
 
     # -- block devices -------------------------------------------------------------------------
 
+    def _add_node(self, arguments: Mapping[str, Any]) -> None:
+        if "node-name" not in arguments:
+            raise CommandError("'node-name' must be specified for the root node")
+        self._machine.block.add_node(arguments)
+
     def _remove_node(self, arguments: Mapping[str, Any]) -> None:
         machine, name = self._machine, arguments["node-name"]
         node = machine.block.node(name)
         if node is not None and not node.roots:
             machine.jobs.refuse_if_busy(name)
         machine.block.remove_node(name)
+
+    def _reopen(self, arguments: Mapping[str, Any]) -> None:
+        block = self._machine.block
+        block.reopen(arguments)
+        names = {str(options["node-name"]) for options in arguments["options"]}
+        kept = list(block.guarded_disks(names))
+        if kept:
+            self._machine.keep_point_in_time(kept)
 
     def _resize(self, arguments: Mapping[str, Any]) -> None:
         name = arguments.get("device", arguments.get("node-name", ""))

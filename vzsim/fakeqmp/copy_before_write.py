@@ -89,6 +89,8 @@ class CopyBeforeWrite:
 
     def write_piece(self, index: int, data: bytes) -> None:
         """Put one piece into the target. Raises: OSError."""
+        if index * PIECE_BYTES + len(data) > self._target.size_bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         self._target.write(index * PIECE_BYTES, data)
         self.todo.discard(index)
         self.done.add(index)

@@ -116,6 +116,11 @@ class LimitedDisk:
         self._size_bytes = size_bytes
 
     @property
+    def size_below_bytes(self) -> int:
+        """Size of the larger image."""
+        return self._inner.size_bytes
+
+    @property
     def size_bytes(self) -> int:
         return self._size_bytes
 

@@ -142,6 +142,21 @@ class Exports:
         node.roots.add(f"export {export_id}")
         self._exports.append(export)
 
+    def add_by_device(self, given: Mapping[str, Any]) -> None:
+        """``nbd-server-add``: export and id bear one name. Raises: CommandError."""
+        name = str(given.get("name", given["device"]))
+        node = self._block.look_up(given["device"])
+        options: dict[str, Any] = {"type": "nbd", "id": name, "node-name": node.name, "name": name}
+        if given.get("writable", False) and not node.read_only:
+            options |= {"writable": True}
+        if "bitmap" in given:
+            options |= {"bitmaps": [given["bitmap"]]}
+        self.add(options)
+
+    def delete_by_name(self, given: Mapping[str, Any]) -> None:
+        """``nbd-server-remove``. Raises: CommandError."""
+        self.delete({"id": given["name"], "mode": given.get("mode", "safe")})
+
     def _make(
         self, export_id: str, node: Node, given: Mapping[str, Any], *, writable: bool
     ) -> Export:

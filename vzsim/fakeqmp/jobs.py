@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
-from vzsim.fakeqmp.schema import CommandError
+from vzsim.fakeqmp.schema import CommandError, Dialect
 
 
 class JobPhase(Enum):
@@ -76,8 +76,9 @@ class Job:
 class Jobs:
     """The jobs that exist now, in the order in which they were made."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, dialect: Dialect) -> None:
         self._emit = emit
+        self._dialect = dialect
         self._jobs: list[Job] = []
         self._on_change: dict[str, Callable[[Job], None]] = {}
         self._on_cancel: dict[str, Callable[[Job], None]] = {}
@@ -190,7 +191,7 @@ class Jobs:
         _check_verb(job, "pause" if held else "resume")
         if held == job.held_by_user:
             raise CommandError(
-                f"Job '{device}' is already paused" if held else f"Job '{device}' is not paused"
+                "Job is already paused" if held else "Can't resume a job that was not paused"
             )
         job.held_by_user = held
         if not held:
@@ -267,8 +268,13 @@ class Jobs:
                 "ready": job.phase is JobPhase.READY,
                 "type": job.kind,
             }
+            | self._of_mirror(job)
             for job in reversed(self._jobs)
         ]
+
+    def _of_mirror(self, job: Job) -> dict[str, Any]:
+        tells = job.kind == "mirror" and self._dialect is Dialect.PVE
+        return {"actively-synced": False} if tells else {}
 
     def _find(self, device: str, *, generic: bool = False) -> Job:
         for job in self._jobs:

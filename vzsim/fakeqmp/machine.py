@@ -94,6 +94,7 @@ class Machine:
         storage: StorageHost | None = None,
     ) -> None:
         self.config = config
+        self.on_guest_freeze: Callable[[], None] = lambda: None
         self.script = script
         self.timebase = timebase
         self.host = host
@@ -104,7 +105,7 @@ class Machine:
         rule_book = RuleBook(script.command)
         self.storage = storage or MemoryStorage()
         self.block = BlockLayer(host, config.dialect, self.storage)
-        self.jobs = Jobs(self.emit)
+        self.jobs = Jobs(self.emit, config.dialect)
         self.block_jobs = BlockJobs(self)
         self.exports = Exports(
             block=self.block,
@@ -129,7 +130,9 @@ class Machine:
             exit_process=self._exit_after_jobs,
         )
         self.requests = GuestRequests(self)
-        self.migration = Migration(control=self.control, emit=self.emit, timebase=timebase)
+        self.migration = Migration(
+            control=self.control, emit=self.emit, timebase=timebase, dialect=config.dialect
+        )
         self.agent = self._make_agent(rule_book)
         self._commands = Commands(self)
         self._guest_has_booted = False
@@ -149,6 +152,7 @@ class Machine:
                 reboot=self.control.guest_resets,
                 suspend=self.control.guest_suspends,
                 die=lambda: self.die("SIGKILL"),
+                freeze=self._guest_freezes,
             ),
         )
 
@@ -161,7 +165,9 @@ class Machine:
     def start(self) -> None:
         """The process is up: scripted events and, unless paused, the guest begin."""
         for event in self.script.event:
-            self.timebase.call_later(event.at_s, partial(self.emit, event.name, dict(event.data)))
+            for _ in range(event.count):
+                emit = partial(self.emit, event.name, dict(event.data))
+                self.timebase.call_later(event.at_s, emit)
         if self.script.process.die_at_s is not None:
             self.timebase.call_later(self.script.process.die_at_s, lambda: self.die("SIGKILL"))
         self._state_changed()
@@ -184,6 +190,11 @@ class Machine:
     def carry_out(self, monitor: Monitor, name: str, arguments: Mapping[str, Any]) -> Any:
         """Carry out one command; a value, or a `Pending`. Raises: CommandError."""
         return self._commands.carry_out(monitor, name, arguments)
+
+    @property
+    def simulated_commands(self) -> frozenset[str]:
+        """Names of the commands that have an effect here; the others only say so."""
+        return self._commands.simulated
 
     def ask_guest_to_shut_down(self) -> None:
         """The guest was asked to switch itself off; it does so as its rules say."""
@@ -295,6 +306,10 @@ class Machine:
             self._guest_has_booted = True
             self.agent.boot()
         self.agent.serve()
+
+    def _guest_freezes(self) -> None:
+        if not self.is_dead:
+            self.on_guest_freeze()
 
     def _guest_was_reset(self) -> None:
         if self.agent is None:

@@ -12,7 +12,7 @@ from typing import Any
 from vzsim.fakeqmp.jobs import Emit
 from vzsim.fakeqmp.outside import Timebase
 from vzsim.fakeqmp.run_state import RunControl, RunState
-from vzsim.fakeqmp.schema import CommandError
+from vzsim.fakeqmp.schema import CommandError, Dialect
 
 _PASS_AFTER_S = 0.002
 _ACTIVE_AFTER_S = 0.003
@@ -30,7 +30,11 @@ _RAM_MEMBERS = (
 class Migration:
     """The one migration that a machine may have under way."""
 
-    def __init__(self, *, control: RunControl, emit: Emit, timebase: Timebase) -> None:
+    def __init__(
+        self, *, control: RunControl, emit: Emit, timebase: Timebase, dialect: Dialect
+    ) -> None:
+        # QEMU 10 no longer has this one.
+        self._old_members = () if dialect is Dialect.PVE else ("skipped",)
         self._control = control
         self._emit = emit
         self._timebase = timebase
@@ -85,7 +89,7 @@ class Migration:
         reply["total-time"] = int((now_s - self._start_s) * 1000)
         reply["setup-time"] = int(_PASS_AFTER_S * 1000)
         reply["downtime" if is_done else "expected-downtime"] = 2 if is_done else 300
-        reply["ram"] = dict.fromkeys(_RAM_MEMBERS, 0) | {
+        reply["ram"] = dict.fromkeys((*_RAM_MEMBERS, *self._old_members), 0) | {
             "total": _RAM_BYTES,
             "page-size": _PAGE_BYTES,
             "remaining": 0 if is_done else _RAM_BYTES,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vzdump_qemu.errors import ConfigError
 from vzsim.fakeqmp import wire
+from vzsim.fakeqmp.frames import command_of
 from vzsim.fakeqmp.outside import Host
 from vzsim.fakeqmp.replies import (
     Pending,
@@ -22,15 +23,13 @@ from vzsim.fakeqmp.replies import (
     canned_outcome,
     message_of,
 )
-from vzsim.fakeqmp.schema import CommandError, Dialect, check_command
+from vzsim.fakeqmp.schema import CommandError, Dialect, allows_oob, check_command
 from vzsim.fakeqmp.script import CommandRule, Moment
 
 if TYPE_CHECKING:
     from vzsim.fakeqmp.machine import Machine
 
 _LINE_END = b"\r\n"
-_OOB_COMMANDS = ("migrate-pause", "migrate-recover", "yank")
-_MEMBERS = ("execute", "exec-oob", "arguments", "id", "control")
 
 
 class FdTable:
@@ -184,11 +183,11 @@ class Dispatcher:
             return
         members = content.value if isinstance(content.value, dict) else {}
         try:
-            name = _command_of(content.value, oob_enabled=monitor.oob_enabled)
+            name = command_of(content.value, oob_enabled=monitor.oob_enabled)
             self._check_negotiation(monitor, name)
             arguments = members.get("arguments", {})
             check_command(self._machine.config.dialect, name, arguments)
-            if "exec-oob" in members and name not in _OOB_COMMANDS:
+            if "exec-oob" in members and not allows_oob(self._machine.config.dialect, name):
                 raise CommandError(f"The command {name} does not support OOB")
         except CommandError as error:
             self._finish(request, members, None, error)
@@ -267,23 +266,3 @@ class Dispatcher:
         self._busy = False
         self._machine.command_done()
         self._serve()
-
-
-def _command_of(value: Any, *, oob_enabled: bool) -> str:
-    """Check the frame of a request and return the command's name.
-
-    Raises: CommandError.
-    """
-    if not isinstance(value, dict):
-        raise CommandError("QMP input must be a JSON object")
-    for member, content in value.items():
-        if member not in _MEMBERS or (member == "exec-oob" and not oob_enabled):
-            raise CommandError(f"QMP input member '{member}' is unexpected")
-        if member in ("execute", "exec-oob") and not isinstance(content, str):
-            raise CommandError(f"QMP input member '{member}' must be a string")
-        if member == "arguments" and not isinstance(content, dict):
-            raise CommandError("QMP input member 'arguments' must be an object")
-    name = value.get("execute", value.get("exec-oob"))
-    if name is None:
-        raise CommandError("QMP input lacks member 'execute'")
-    return str(name)

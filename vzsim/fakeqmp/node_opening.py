@@ -16,6 +16,7 @@ from vzsim.fakeqmp.nodes import Node
 from vzsim.fakeqmp.outside import Host
 from vzsim.fakeqmp.schema import CommandError
 from vzsim.fakeqmp.storage_host import StorageHost
+from vzsim.fakeqmp.user_objects import UserObjects
 
 _NODE_NAME_LENGTH_MAX = 31
 _FORMATS = ("raw", "qcow2")
@@ -44,20 +45,22 @@ class NodeOpener:
         self,
         host: Host,
         storage: StorageHost,
+        objects: UserObjects,
         *,
         find: Callable[[str], Node | None],
         make_up_name: Callable[[], str],
     ) -> None:
         self._host = host
         self._storage = storage
+        self._objects = objects
         self._find = find
         self._make_up_name = make_up_name
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """What the schema of ``blockdev-add`` refuses. Raises: CommandError."""
+        """What a command line lacks, and what is not simulated. Raises: CommandError."""
         driver = options["driver"]
         if driver not in (*_FORMATS, *_FILE_DRIVERS, *_FILTERS, "host_cdrom"):
-            raise CommandError(f"Parameter 'driver' does not accept value '{driver}'")
+            raise CommandError(f"The driver {driver} is not simulated")
         for name in options:
             if name not in _OPTIONS:
                 raise CommandError(f"Parameter '{name}' is unexpected")
@@ -130,7 +133,7 @@ class NodeOpener:
     def _existing(self, name: str) -> Node:
         node = self._find(name)
         if node is None:
-            raise CommandError(f"Cannot find device='' nor node-name='{name}'")
+            raise CommandError(f"Cannot find device='{name}' nor node-name='{name}'")
         return node
 
     def _open_disk(self, path: str, driver: str, *, read_only: bool) -> Disk:
@@ -222,6 +225,10 @@ class NodeOpener:
         disk = below.disk
         if driver != below.driver and driver == "qcow2":
             disk = self._open_disk(below.path, driver, read_only=read_only)
+        backing = self._backing(options)
+        if disk is not None and backing is not None and backing.disk is not None:
+            disk = OverlayDisk(disk, backing.disk, held=self._storage.held_pieces(disk))
+            backing.parents.add(name)
         node = Node(
             name=name,
             file_name=below.name,
@@ -230,6 +237,7 @@ class NodeOpener:
             disk=disk,
             read_only=read_only,
             is_direct=_is_direct(options),
+            backing=backing,
         )
         if driver == "qcow2":
             self.hold(node, writes=not read_only, alone=True)
@@ -242,7 +250,12 @@ class NodeOpener:
     ) -> Node:
         below = options.get("file")
         is_inside = isinstance(below, Mapping)
+        group = str(options.get("throttle-group", ""))
+        if driver == "throttle":
+            self._objects.require_throttle_group(group)
         child = add(below) if is_inside else self._existing(str(below))
+        if driver == "throttle":
+            self._objects.join_throttle_group(group, name)
         node = Node(
             name=name,
             file_name=child.name,
@@ -266,8 +279,7 @@ class NodeOpener:
         target = self._existing(str(options.get("target", "")))
         if child.disk is None or target.disk is None:
             raise CommandError("Cannot copy without a medium")
-        if child.size_bytes != target.size_bytes:
-            raise CommandError("Source and target image have different sizes")
+        # A target that is too short is only found out when a piece does not fit.
         how = options.get("on-cbw-error", "break-guest-write")
         node.guards.append(
             CopyBeforeWrite(child.disk, target.disk, breaks_guest_write=how == "break-guest-write")

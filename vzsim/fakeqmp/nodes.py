@@ -81,6 +81,7 @@ class Backend:
     device_id: str
     node: Node | None
     qdev: str = ""
+    qdev_kind: str = "scsi-hd"
     removable: bool = False
     io_status: str = "ok"
 

@@ -1,8 +1,8 @@
-"""Which commands exist per dialect and what arguments they take.
+"""Which commands a dialect has and what arguments they take, by the recorded schemas.
 
-Owns the argument tables and the checks whose texts equal QEMU's input visitor: members are looked
-at in schema order (missing, wrong type), what is left over is "unexpected". Carrying out is left to
-the command modules. Source: the recorded ``query-qmp-schema`` replies and sessions.
+Owns the dialects and the errors of commands; how a schema is read and what it says about a value is
+`qapi`'s, carrying out is left to the command modules. `check_arguments` is for those that no schema
+describes: the guest agent cannot be asked for one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from vzsim.fakeqmp.schema_tables import BLOCK, COMMON, DAEMON_NAMES, NAMES_ONLY, PATCHED
+from vzsim.fakeqmp.qapi import QapiSchema, ValueRefused
 
 
 class Dialect(Enum):
@@ -50,6 +51,13 @@ class Argument:
     optional: bool
 
 
+_RECORDED: Mapping[Dialect, str] = MappingProxyType(
+    {
+        Dialect.PVE: "pve-10.0.2",
+        Dialect.UPSTREAM: "stock-7.2",
+        Dialect.STORAGE_DAEMON: "qsd-7.2",
+    }
+)
 _TYPES: Mapping[str, tuple[type, str]] = MappingProxyType(
     {
         "str": (str, "string"),
@@ -61,45 +69,20 @@ _TYPES: Mapping[str, tuple[type, str]] = MappingProxyType(
 )
 
 
-def _table(text: str) -> dict[str, tuple[Argument, ...] | None]:
-    table: dict[str, tuple[Argument, ...] | None] = {}
-    for line in text.replace("\\\n", " ").strip().splitlines():
-        name, *members = line.split()
-        arguments = []
-        for member in members:
-            if member == "*":
-                continue
-            label, kind = member.split(":", 1)
-            arguments.append(
-                Argument(name=label.rstrip("?"), kind=kind, optional=label.endswith("?"))
-            )
-        table[name] = tuple(arguments)
-    return table
-
-
-def _open_ended(text: str) -> frozenset[str]:
-    lines = text.replace("\\\n", " ").strip().splitlines()
-    return frozenset(line.split()[0] for line in lines if line.endswith(" *"))
-
-
-_BARE = dict.fromkeys(NAMES_ONLY.split(), ())
-_SHARED = {**_BARE, **_table(COMMON), **_table(BLOCK)}
-_COMMANDS: Mapping[Dialect, Mapping[str, tuple[Argument, ...] | None]] = MappingProxyType(
-    {
-        Dialect.PVE: {**_SHARED, **_table(PATCHED)},
-        Dialect.UPSTREAM: _SHARED,
-        # What is not spelt out takes anything, and is told to be not simulated.
-        Dialect.STORAGE_DAEMON: {name: _SHARED.get(name) for name in DAEMON_NAMES.split()},
-    }
-)
-# Commands whose union members this table does not spell out: leftovers are theirs to judge.
-_OPEN_ENDED = _open_ended(COMMON) | _open_ended(BLOCK)
+@cache
+def schema_of(dialect: Dialect) -> QapiSchema:
+    """The schema that the real program of that dialect told."""
+    return QapiSchema.shipped(_RECORDED[dialect])
 
 
 def command_names(dialect: Dialect) -> tuple[str, ...]:
-    """All commands of a dialect; the daemon's in the order in which it lists them."""
-    names = tuple(_COMMANDS[dialect])
-    return names if dialect is Dialect.STORAGE_DAEMON else tuple(sorted(names))
+    """All commands of a dialect in the order of ``query-commands``: the reverse of the schema's."""
+    return tuple(reversed(schema_of(dialect).commands))
+
+
+def allows_oob(dialect: Dialect, name: str) -> bool:
+    """Whether a command may be carried out of band."""
+    return bool(schema_of(dialect).commands[name].get("allow-oob", False))
 
 
 def check_command(dialect: Dialect, name: str, arguments: Mapping[str, Any]) -> None:
@@ -107,18 +90,17 @@ def check_command(dialect: Dialect, name: str, arguments: Mapping[str, Any]) -> 
 
     Raises: CommandError with QEMU's class and text.
     """
-    table = _COMMANDS[dialect]
-    if name not in table:
+    schema = schema_of(dialect)
+    if name not in schema.commands:
         raise CommandError(f"The command {name} has not been found", "CommandNotFound")
-    expected = table[name]
-    if expected is not None:
-        check_arguments(expected, arguments, open_ended=name in _OPEN_ENDED)
+    try:
+        schema.check_arguments(name, arguments)
+    except ValueRefused as error:
+        raise CommandError(str(error)) from None
 
 
-def check_arguments(
-    expected: tuple[Argument, ...], arguments: Mapping[str, Any], *, open_ended: bool = False
-) -> None:
-    """Check members in schema order, then look for leftovers.
+def check_arguments(expected: tuple[Argument, ...], arguments: Mapping[str, Any]) -> None:
+    """Check members in their order, then look for leftovers.
 
     Raises: CommandError with QEMU's text.
     """
@@ -130,7 +112,7 @@ def check_arguments(
         _check_value(argument, arguments[argument.name])
     known = {argument.name for argument in expected}
     for name in arguments:
-        if name not in known and not open_ended:
+        if name not in known:
             raise CommandError(f"Parameter '{name}' is unexpected")
 
 

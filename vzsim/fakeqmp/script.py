@@ -21,6 +21,7 @@ refused with one line. Every table is optional. Schema by example::
     at_s = 1.5                     # seconds after the machine came up
     name = "BLOCK_IO_ERROR"
     data = { device = "drive-scsi0" }
+    count = 1                      # so many of them, one right after the other
 
     [backup]                       # the backup job
     bytes_per_s = 4194304          # pace of the job, whatever `speed` says
@@ -42,6 +43,7 @@ refused with one line. Every table is optional. Schema by example::
     thaw_delay_s = 1.0
     freeze_error = "fsfreeze hook has failed with status 3"
     thaw_error = "..."
+    thaws_itself_after_s = 10.0    # as Windows does; a thaw after that is an error
     disabled = ["guest-fsfreeze-freeze"]
     stale_replies = [{ return = 7 }]   # in front of the first reply to each connection
     dies_at = "guest-fsfreeze-freeze"  # the agent gets this request, then is gone
@@ -112,6 +114,7 @@ class EventRule:
     at_s: float
     name: str
     data: Mapping[str, Any] = field(default_factory=dict)
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +144,7 @@ class AgentRules:
     thaw_delay_s: float = 0.0
     freeze_error: str | None = None
     thaw_error: str | None = None
+    thaws_itself_after_s: float = 0.0
     disabled: tuple[str, ...] = ()
     stale_replies: tuple[Mapping[str, Any], ...] = ()
     dies_at: str | None = None
@@ -189,7 +193,17 @@ def parse_script(text: str) -> Script:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"script: {error}") from error
-    script: Script = _build(Script, document, "script")
+    return build_script(document, "script")
+
+
+def build_script(tables: Mapping[str, Any], where: str) -> Script:
+    """Make a script of tables that were read already.
+
+    Args:
+        where: what stands before the place in an error.
+    Raises: ConfigError as `parse_script`.
+    """
+    script: Script = _build(Script, tables, where)
     return script
 
 

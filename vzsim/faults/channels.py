@@ -1,27 +1,25 @@
-"""Fault sites of one VM: its monitor, its agent, its power.
+"""Fault sites of the conversations with one VM: its monitor and its agent.
 
-Wrappers around the ports of a simulated machine. A command whose answer comes too late keeps its
-connection inside QEMU until it was carried out: the next client waits, as with a blocked monitor.
+Wrappers around the ports of one connection; connecting is `vzsim.faults.machine`'s. A command
+whose answer comes too late keeps its connection inside QEMU until it was carried out: the next
+client waits, as with a blocked monitor.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from vzdump_qemu.errors import (
     AgentCommandError,
     AgentTimeout,
-    AgentUnreachable,
     BackupError,
-    PowerError,
     QmpClosed,
     QmpCommandError,
     QmpTimeout,
-    QmpUnreachable,
 )
 from vzdump_qemu.ports import Agent, Qmp, QmpEvent
 from vzsim.faults.kinds import Family, Kind
@@ -35,16 +33,21 @@ _AGENT_SITES = {
     "guest-fsfreeze-freeze": "agent.freeze",
     "guest-fsfreeze-thaw": "agent.thaw",
 }
-# Longer than any caller waits; the world's own clients are bounded by the simulation.
-_FOR_EVER_S = 1e6
 # What is read late is carried out then; a peer that does not answer by this time has gone.
 _LATE_LIMIT_S = 5.0
 
 
 class FaultyQmp:
-    """The `Qmp` port of one connection; every command is a site of its own name."""
+    """The `Qmp` port of one connection; every command is a site of its own name.
 
-    def __init__(self, plane: Plane, machine: SimulatedMachine, inner: Qmp) -> None:
+    Args:
+        slow_s: how long each reply is on its way.
+    """
+
+    def __init__(
+        self, plane: Plane, machine: SimulatedMachine, inner: Qmp, *, slow_s: float
+    ) -> None:
+        self._slow_s = slow_s
         self._plane = plane
         self._machine = machine
         self._inner = inner
@@ -95,7 +98,10 @@ class FaultyQmp:
         async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
             return await self._bend(fault, command, act, limit_s)
 
-        return await self._plane.call(command, family, act, bend=bend)
+        reply = await self._plane.call(command, family, act, bend=bend)
+        if self._slow_s:
+            await self._plane.wait(self._slow_s)
+        return reply
 
     async def _bend(
         self, fault: Fault, command: str, act: Callable[..., Awaitable[Any]], limit_s: float
@@ -170,9 +176,16 @@ class FaultyQmp:
 
 
 class FaultyAgent:
-    """The `Agent` port of one connection."""
+    """The `Agent` port of one connection.
 
-    def __init__(self, plane: Plane, machine: SimulatedMachine, inner: Agent) -> None:
+    Args:
+        slow_s: how long each reply is on its way.
+    """
+
+    def __init__(
+        self, plane: Plane, machine: SimulatedMachine, inner: Agent, *, slow_s: float
+    ) -> None:
+        self._slow_s = slow_s
         self._plane = plane
         self._machine = machine
         self._inner = inner
@@ -192,14 +205,19 @@ class FaultyAgent:
         if self.late is not None:
             raise AgentTimeout("got timeout")
         site = _AGENT_SITES.get(command, f"agent.{command}")
-        return await self._plane.call(site, Family.AGENT, act, bend=bend)
+        reply = await self._plane.call(site, Family.AGENT, act, bend=bend)
+        if self._slow_s:
+            await self._plane.wait(self._slow_s)
+        return reply
 
     async def _bend(
         self, fault: Fault, command: str, act: Callable[..., Awaitable[Any]], limit_s: float
     ) -> Any:
         length_s = length_of(fault)
         match fault.kind:
-            case Kind.ERROR:
+            case Kind.ERROR | Kind.ERROR_AFTER:
+                if fault.kind is Kind.ERROR_AFTER:
+                    await act()
                 text = f"simulated failure at {fault.site}#{fault.nth}"
                 raise AgentCommandError(error_class="GenericError", description=text)
             case Kind.STALL if length_s < limit_s:
@@ -248,187 +266,3 @@ class FaultyAgent:
         self._plane.allowance_s += length_s - limit_s
         await self._plane.wait(limit_s)
         raise AgentTimeout("got timeout")
-
-
-class FaultyPower:
-    """The `Power` port."""
-
-    def __init__(self, plane: Plane, machine: SimulatedMachine) -> None:
-        self._plane = plane
-        self._inner = machine.power
-
-    async def start_paused(self) -> Sequence[str]:
-        """As the port says."""
-        return await self._do("start_paused", self._inner.start_paused)
-
-    async def start(self) -> Sequence[str]:
-        """As the port says."""
-        return await self._do("start", self._inner.start)
-
-    async def shut_down(self, *, timeout_s: float) -> Sequence[str]:
-        """As the port says."""
-        return await self._do("shut_down", lambda: self._inner.shut_down(timeout_s=timeout_s))
-
-    async def stop(self) -> Sequence[str]:
-        """As the port says."""
-        return await self._do("stop", self._inner.stop)
-
-    async def suspend(self) -> Sequence[str]:
-        """As the port says."""
-        return await self._do("suspend", self._inner.suspend)
-
-    async def resume(self) -> Sequence[str]:
-        """As the port says."""
-        return await self._do("resume", self._inner.resume)
-
-    async def _do(self, name: str, act: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
-        async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
-            text = f"simulated failure at {fault.site}#{fault.nth}"
-            return await self._plane.bend_plainly(fault, plain, PowerError(text))
-
-        return await self._plane.call(f"power.{name}", Family.POWER, act, bend=bend)
-
-
-class FaultyMachine:
-    """The `Machine` port."""
-
-    def __init__(self, plane: Plane, machine: SimulatedMachine) -> None:
-        self._plane = plane
-        self._inner = machine
-        self.power = FaultyPower(plane, machine)
-
-    @property
-    def vmid(self) -> int:
-        return self._inner.vmid
-
-    async def is_running(self) -> bool:
-        """As the port says."""
-        return await self._plane.call("machine.is_running", Family.QUIET, self._inner.is_running)
-
-    def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
-        """As the port says."""
-        return self._connect_qmp(timeout_s)
-
-    @asynccontextmanager
-    async def _connect_qmp(self, timeout_s: float) -> AsyncIterator[Qmp]:
-        async with AsyncExitStack() as stack:
-            inner = await self._connect(
-                "qmp.connect",
-                stack,
-                lambda: self._inner.connect_qmp(timeout_s=timeout_s),
-                QmpUnreachable("no greeting from the monitor: another client may hold it"),
-                timeout_s=timeout_s,
-            )
-            client = FaultyQmp(self._plane, self._inner, inner)
-            try:
-                yield client
-            finally:
-                self._leave(stack, client.late)
-
-    def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
-        """As the port says."""
-        return self._connect_agent(timeout_s)
-
-    @asynccontextmanager
-    async def _connect_agent(self, timeout_s: float) -> AsyncIterator[Agent]:
-        async with AsyncExitStack() as stack:
-            inner = await self._connect(
-                "agent.connect",
-                stack,
-                lambda: self._inner.connect_agent(timeout_s=timeout_s),
-                AgentUnreachable("no answer from the guest agent"),
-                timeout_s=timeout_s,
-            )
-            client = FaultyAgent(self._plane, self._inner, inner)
-            try:
-                yield client
-            finally:
-                self._leave(stack, client.late)
-
-    async def _connect(
-        self,
-        site: str,
-        stack: AsyncExitStack,
-        connect: Callable[[], AbstractAsyncContextManager[Any]],
-        refusal: BackupError,
-        *,
-        timeout_s: float,
-    ) -> Any:
-        """Enter `connect` on a stack that the kernel closes if the tool is killed."""
-        plane = self._plane
-        plane.hold(stack)
-
-        async def act() -> Any:
-            return await stack.enter_async_context(connect())
-
-        async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
-            length_s = length_of(fault)
-            match fault.kind:
-                case Kind.REFUSED:
-                    raise refusal
-                case Kind.OTHER_CLIENT:
-                    plane.spawn(self._hold_socket(site, length_s))
-                    plane.allowance_s += length_s
-                    await asyncio.sleep(0.001)  # it comes first
-                case Kind.STALE:
-                    return await self._connect_to_stale(plain)
-                case _ if length_s >= timeout_s:
-                    await plane.wait(timeout_s)
-                    raise refusal
-                case _:
-                    await plane.wait(length_s)
-            return await plain()
-
-        family = Family.QMP_CONNECT if site == "qmp.connect" else Family.AGENT_CONNECT
-        return await plane.call(site, family, act, bend=bend)
-
-    async def _hold_socket(self, site: str, length_s: float) -> None:
-        connect = self._inner.connect_qmp if site == "qmp.connect" else self._inner.connect_agent
-        try:
-            async with connect(timeout_s=_FOR_EVER_S):
-                await asyncio.sleep(length_s)
-        except BackupError:
-            return  # nothing to connect to
-
-    async def _connect_to_stale(self, plain: Callable[[], Awaitable[Any]]) -> Any:
-        process = self._inner.process if self._inner.run_state else None
-        if process is None or process.agent is None:
-            return await plain()
-        agent, rules = process.agent, process.agent.rules
-        agent.rules = replace(rules, stale_replies=({"return": {}}, {"return": 7}))
-        try:
-            return await plain()
-        finally:
-            agent.rules = rules
-
-    def _leave(self, stack: AsyncExitStack, late: asyncio.Task[Any] | None) -> None:
-        """A command that QEMU has not read yet keeps its connection; we are gone from it."""
-        self._plane.release(stack)
-        if late is None or late.done():
-            return
-        kept = stack.pop_all()
-
-        async def close_later() -> None:
-            await late
-            await kept.aclose()
-
-        self._plane.spawn(close_later())
-
-    @asynccontextmanager
-    async def keep_alive(self) -> AsyncIterator[None]:
-        """As the port says."""
-        async with AsyncExitStack() as stack:
-            self._plane.hold(stack)
-
-            async def act() -> None:
-                await stack.enter_async_context(self._inner.keep_alive())
-
-            async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
-                text = f"simulated failure at {fault.site}#{fault.nth}"
-                return await self._plane.bend_plainly(fault, plain, PowerError(text))
-
-            try:
-                await self._plane.call("machine.keep_alive", Family.NODE, act, bend=bend)
-                yield
-            finally:
-                self._plane.release(stack)

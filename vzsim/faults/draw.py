@@ -11,10 +11,20 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from vzsim.faults.kinds import ACTLESS, ACTS, KILLS, KINDS_OF, LENGTHS_S, Family, Kind
+from vzsim.faults.kinds import (
+    ACTLESS,
+    ACTS,
+    KILLS,
+    KINDS_OF,
+    LENGTHS_S,
+    SYNCING,
+    Family,
+    Kind,
+)
 from vzsim.faults.script import Fault, FaultScript
 
 FAULT_COUNT_MAX = 5
+_SIGNALS = KILLS | {Kind.CANCEL_TOOL, Kind.CANCEL_TOOL_AFTER}
 # Of a site that is used in a loop these uses stand for all: the first two and the last.
 _EARLY_USES = 2
 _RECOVERY = "recovery."
@@ -30,6 +40,10 @@ _FOCUS = (
     "files.fsync-directory",
 )
 """The freeze window and the publish step, where pairs of faults are tried exhaustively."""
+# Of faults that are drawn so many meet the focus, a handful among some eighty sites.
+_FOCUS_SHARE = 0.35
+# Runs that meet nothing but what their scenario is about.
+_PLAIN_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -57,6 +71,8 @@ def faults_at(place: Place, *, with_kills: bool) -> Iterator[Fault]:
     kinds: list[Kind] = list(KINDS_OF[family])
     if family not in ACTLESS:
         kinds += [kind for kind in Kind if kind in ACTS and (with_kills or kind not in KILLS)]
+    elif family in SYNCING and with_kills:
+        kinds.append(Kind.POWER_LOSS)
     for kind in kinds:
         for length_s in LENGTHS_S.get(kind, (0.0,)):
             yield Fault(site=place.site, nth=place.nth, kind=kind, length_s=length_s)
@@ -78,30 +94,62 @@ def list_doubles(places: Sequence[Place], *, with_kills: bool) -> Iterator[Fault
                 yield FaultScript((one, other))
 
 
-def draw_script(stream: random.Random, places: Sequence[Place], *, with_kills: bool) -> FaultScript:
-    """A run's own mix: some kinds are off, few faults are likelier than many."""
+def draw_script(
+    stream: random.Random,
+    places: Sequence[Place],
+    *,
+    with_kills: bool,
+    first_site: str = "",
+) -> FaultScript:
+    """A run's own mix: some kinds are off, few faults are likelier than many.
+
+    Args:
+        first_site: the site that is tried first; a caller that goes round them leaves none out
+            for long, however many there are. Empty for any.
+    """
     allowed = {kind for kind in Kind if stream.random() < 0.6}
     by_site: dict[str, list[Place]] = {}
     for place in places:
         by_site.setdefault(place.site, []).append(place)
     sites = sorted(by_site)
+    # (A tool that asks nothing of its world has no sites.)
+    if stream.random() < _PLAIN_SHARE or not sites:
+        return FaultScript()
+    focus = [site for site in sites if site in _FOCUS]
     faults: dict[tuple[str, int], Fault] = {}
     count = min(FAULT_COUNT_MAX, 1 + int(stream.expovariate(1.0)))
-    for _ in range(4 * count):
+    for attempt_index in range(4 * count):
         if len(faults) == count:
             break
-        place = stream.choice(by_site[stream.choice(sites)])
+        near = focus if focus and stream.random() < _FOCUS_SHARE else sites
+        site = stream.choice(near)
+        if first_site in by_site and attempt_index == 0:
+            site = first_site
+        place = stream.choice(by_site[site])
         options = [
             fault for fault in faults_at(place, with_kills=with_kills) if fault.kind in allowed
         ]
         if options:
             # By kind first: a kind with many lengths is no likelier than one with none.
-            kind = stream.choice(sorted({fault.kind for fault in options}))
+            kinds = sorted({fault.kind for fault in options})
+            kind = stream.choice(_choose_group(stream, kinds))
             fault = stream.choice([fault for fault in options if fault.kind is kind])
             faults[(place.site, place.nth)] = fault
     if with_kills and any(site.startswith(_RECOVERY) for site, _ in faults):
         _add_kill(stream, places, faults)
     return FaultScript(tuple(faults.values()))
+
+
+def _choose_group(stream: random.Random, kinds: Sequence[Kind]) -> Sequence[Kind]:
+    """What fails by itself half of the time, else a signal to the tool or something others do.
+
+    Others can do so many things that, one by one, they would leave little room for the rest.
+    """
+    own = [kind for kind in kinds if kind not in ACTS]
+    signals = [kind for kind in kinds if kind in _SIGNALS]
+    others = [kind for kind in kinds if kind in ACTS - _SIGNALS]
+    groups = [group for group in (own, own, signals, others) if group]
+    return stream.choice(groups)
 
 
 def _add_kill(

@@ -1,6 +1,6 @@
-"""Fault sites of the host: configurations, locks, storages, archives, programs, time.
+"""Fault sites of the host: configurations, locks, storages, journals, programs, time.
 
-Wrappers around the other ports of a simulated node; see `vzsim.faults.channels` for the VM's own.
+Wrappers around the other ports of a simulated node; see `vzsim.faults.machine` for the VM's own.
 """
 
 from __future__ import annotations
@@ -9,55 +9,27 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from vzdump_qemu.errors import BackupError, ConfigError, StorageError, TargetError, VmLocked
-from vzdump_qemu.ports import ArchiveTarget, Reversal, VmaExpectation, VmaProof, VolumeFacts
-from vzsim.faults.channels import FaultyMachine
+from vzdump_qemu.errors import ConfigError, StorageError, TargetError, VmLocked
+from vzdump_qemu.journal_ports import Reversal
+from vzdump_qemu.ports import VolumeFacts
 from vzsim.faults.kinds import Family, Kind
+from vzsim.faults.machine import FaultyMachine
 from vzsim.faults.plane import Plane, length_of
 from vzsim.faults.script import Fault
+from vzsim.faults.sites import Sites
 from vzsim.world.clock import SimulatedClock
 from vzsim.world.commands import SimulatedCommands
 from vzsim.world.journal import SimulatedJournal, SimulatedJournals
 from vzsim.world.node import SimulatedNode, SimulatedStorages
-from vzsim.world.store import CompressorRules, SimulatedIntake, SimulatedStore
-
-_T = TypeVar("_T")
-# Within the few kilobytes that every simulated archive has.
-_PROGRAM_ENDS_AT_BYTES = 4096
-
-
-class _Sites:
-    """Common shape of plain calls: a name in front, one class of error."""
-
-    def __init__(self, plane: Plane, prefix: str, family: Family, error: type[BackupError]) -> None:
-        self._plane = plane
-        self._prefix = prefix
-        self._family = family
-        self._error = error
-
-    async def __call__(
-        self,
-        name: str,
-        act: Callable[[], Awaitable[_T]],
-        *,
-        error: type[BackupError] | None = None,
-        family: Family | None = None,
-    ) -> _T:
-        async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
-            text = f"simulated failure at {fault.site}#{fault.nth}"
-            return await self._plane.bend_plainly(fault, plain, (error or self._error)(text))
-
-        site = f"{self._prefix}.{name}"
-        return await self._plane.call(site, family or self._family, act, bend=bend)
 
 
 class FaultyStorages:
     """The `Storages` port."""
 
     def __init__(self, plane: Plane, inner: SimulatedStorages) -> None:
-        self._call = _Sites(plane, "storages", Family.NODE, StorageError)
+        self._call = Sites(plane, "storages", Family.NODE, StorageError)
         self._inner = inner
 
     async def activate(self, volids: Sequence[str]) -> None:
@@ -99,7 +71,7 @@ class FaultyNode:
 
     def __init__(self, plane: Plane, inner: SimulatedNode) -> None:
         self._plane = plane
-        self._call = _Sites(plane, "node", Family.NODE, ConfigError)
+        self._call = Sites(plane, "node", Family.NODE, ConfigError)
         self._inner = inner
         self.name = inner.name
         self.storages = FaultyStorages(plane, inner.storages)
@@ -151,124 +123,13 @@ class FaultyNode:
                 self._plane.release(stack)
 
 
-class FaultyIntake:
-    """The `VmaIntake` port; a killed tool's intake does nothing any more."""
-
-    def __init__(self, plane: Plane, inner: SimulatedIntake) -> None:
-        self._plane = plane
-        self._inner = inner
-        self._call = _Sites(plane, "intake", Family.INTAKE, TargetError)
-        plane.on_kill.append(inner.abandon)
-
-    @property
-    def write_fd(self) -> int:
-        """As the port says."""
-        return self._inner.write_fd
-
-    async def write(self, data: bytes) -> None:
-        """As the port says."""
-        await self._call("write", lambda: self._inner.write(data))
-
-    def close_write_end(self) -> None:
-        """As the port says."""
-        if not self._plane.is_dead:
-            self._inner.close_write_end()
-
-    def failure(self) -> BackupError | None:
-        """As the port says."""
-        return self._inner.failure()
-
-    async def finish(self, expectation: VmaExpectation, *, timeout_s: float) -> VmaProof:
-        """As the port says."""
-        return await self._call(
-            "finish", lambda: self._inner.finish(expectation, timeout_s=timeout_s)
-        )
-
-    async def publish(self) -> int:
-        """As the port says."""
-        return await self._call("publish", self._inner.publish)
-
-    def drain(self) -> None:
-        """As the port says."""
-        if not self._plane.is_dead:
-            self._inner.drain()
-
-    async def discard(self) -> None:
-        """As the port says."""
-        await self._call("discard", self._inner.discard)
-
-
-class FaultyStore:
-    """The `ArchiveStore` port; file operations below it are sites of their own."""
-
-    def __init__(self, plane: Plane, inner: SimulatedStore) -> None:
-        self._plane = plane
-        self._inner = inner
-        self._call = _Sites(plane, "store", Family.STORE, TargetError)
-
-    async def open_intake(self, target: ArchiveTarget) -> FaultyIntake:
-        """As the port says."""
-
-        opened: list[SimulatedIntake] = []
-
-        async def act() -> FaultyIntake:
-            self._bend_compressor(target)
-            opened.append(await self._inner.open_intake(target))
-            return FaultyIntake(self._plane, opened[0])
-
-        try:
-            return await self._call("open_intake", act)
-        except asyncio.CancelledError:
-            # As the real one: a caller that never got the intake cannot discard it.
-            for intake in opened:
-                await intake.discard()
-            raise
-
-    def _bend_compressor(self, target: ArchiveTarget) -> None:
-        if not target.compressor:
-            return
-        fault = self._plane.call_now("compressor", Family.COMPRESSOR, path=target.compressor[0])
-        if fault is None:
-            return
-        match fault.kind:
-            case Kind.EXITS:
-                rules = CompressorRules(exit_status=1)
-            case Kind.KILLED:
-                rules = CompressorRules(exit_status=-9, dies_at_bytes=_PROGRAM_ENDS_AT_BYTES)
-            case _:
-                stall_s = length_of(fault)
-                self._plane.allowance_s += stall_s
-                rules = CompressorRules(stall_at_bytes=_PROGRAM_ENDS_AT_BYTES, stall_s=stall_s)
-        self._inner.compressor = rules
-
-    async def create_directory(self, path: str) -> None:
-        """As the port says."""
-        await self._call("create_directory", lambda: self._inner.create_directory(path))
-
-    async def write_file(self, path: str, data: bytes) -> None:
-        """As the port says."""
-        await self._call("write_file", lambda: self._inner.write_file(path, data))
-
-    async def remove_tree(self, path: str) -> None:
-        """As the port says."""
-        await self._call("remove_tree", lambda: self._inner.remove_tree(path))
-
-    async def remove_file(self, path: str) -> None:
-        """As the port says."""
-        await self._call("remove_file", lambda: self._inner.remove_file(path))
-
-    async def exists(self, path: str) -> bool:
-        """As the port says."""
-        return await self._call("exists", lambda: self._inner.exists(path), family=Family.INTAKE)
-
-
 class FaultyJournal:
     """The `Journal` port."""
 
     def __init__(self, plane: Plane, inner: SimulatedJournal) -> None:
         self._plane = plane
         self._inner = inner
-        self._call = _Sites(plane, "journal", Family.STORE, TargetError)
+        self._call = Sites(plane, "journal", Family.STORE, TargetError)
 
     @property
     def open_entries(self) -> Sequence[tuple[int, Reversal]]:
@@ -291,7 +152,7 @@ class FaultyJournals:
     def __init__(self, plane: Plane, inner: SimulatedJournals) -> None:
         self._plane = plane
         self._inner = inner
-        self._call = _Sites(plane, "journals", Family.STORE, TargetError)
+        self._call = Sites(plane, "journals", Family.STORE, TargetError)
 
     def open(self, vmid: int) -> AbstractAsyncContextManager[FaultyJournal]:
         """As the port says."""
@@ -370,13 +231,3 @@ class FaultyClock:
     async def sleep(self, seconds: float) -> None:
         """As the port says."""
         await self._plane.call("clock.sleep", Family.QUIET, lambda: asyncio.sleep(seconds))
-
-
-def watch_files(plane: Plane, store: SimulatedStore) -> None:
-    """Make every file operation of the store a site ``files.OPERATION``."""
-
-    def hook(operation: str, path: str) -> None:
-        family = Family.FILES_WRITE if operation == "write" else Family.FILES
-        plane.call_now(f"files.{operation}", family, path=path)
-
-    store.files.fault = hook

@@ -26,14 +26,19 @@ class Kind(enum.Enum):
     JOB_STALLS = "job-stalls"  # the job stands still half way
     REFUSED = "refused"  # nobody answers at the socket
     OTHER_CLIENT = "other-client"  # another client holds the socket for a while
+    SLOW = "slow"  # each reply, or what a program takes, needs its time
     STALE = "stale"  # the channel still holds an answer to somebody's earlier question
     AGENT_DIES = "agent-dies"  # gone before it reads; the request waits until it is back
     AGENT_DIES_AFTER = "agent-dies-after"  # the effect came, then the agent is gone for a while
     EIO = "eio"
     ENOSPC = "enospc"
+    EXDEV = "exdev"
+    EROFS = "erofs"
+    EDQUOT = "edquot"
     PARTIAL = "partial"  # half of the bytes, then the disk is full
     EXITS = "exits"  # a program ends with status 1 at the end of its input
     KILLED = "killed"  # a program is gone half way, by a signal
+    KILLED_LATE = "killed-late"  # ... at the end of its input
     STALLS = "stalls"  # a program takes no input for a while
     # What others do at that moment.
     CANCEL_TOOL = "cancel-tool"  # a signal to the tool, before the effect
@@ -42,11 +47,28 @@ class Kind(enum.Enum):
     KILL_TOOL_AFTER = "kill-tool-after"
     PAUSE_VM = "pause-vm"
     START_VM = "start-vm"
+    FORCE_START = "force-start"  # of a VM that is off, whatever lock it has
+    RESUME_VM = "resume-vm"
+    STOP_VM = "stop-vm"  # by an operator who may stop a locked VM too
+    LOCK_CLEARED = "lock-cleared"  # an operator takes the lock for a left-over one
+    SECOND_RUN = "second-run"  # of the same tool on the same VM
     CANCEL_JOB = "cancel-job"
     QEMU_DIES = "qemu-dies"
     GUEST_POWERS_OFF = "guest-powers-off"
     GUEST_RESETS = "guest-resets"
+    GUEST_PANICS = "guest-panics"
+    GUEST_SUSPENDS = "guest-suspends"
+    GUEST_WAKES = "guest-wakes"
+    DISK_UNPLUGGED = "disk-unplugged"  # the last one, out of the running QEMU
+    DISK_RESIZED = "disk-resized"  # the first one grows
+    OTHER_JOB = "other-job"  # somebody cancels the backup job and starts one of his own
+    OTHER_LOCK = "other-lock"  # another operation takes the VM's lock if it is free
+    FD_LEAKS = "fd-leaks"  # a child of QEMU gets a copy of every descriptor and keeps it
+    POWER_LOSS = "power-loss"  # of the whole node: what was not synced is gone
     CLOCK_BACK = "clock-back"
+    CLOCK_FORWARD = "clock-forward"
+    SUMMER_BEGINS = "summer-begins"  # only the local time jumps
+    SUMMER_ENDS = "summer-ends"
 
     def __lt__(self, other: Kind) -> bool:
         return self.value < other.value
@@ -64,24 +86,45 @@ class Family(enum.Enum):
     POWER = "power"
     STORE = "store"
     INTAKE = "intake"
-    FILES = "files"
+    FILES_MAKE = "files-make"
     FILES_WRITE = "files-write"
+    FILES_SYNC = "files-sync"
+    FILES_RENAME = "files-rename"
+    FILES_REMOVE = "files-remove"
     COMPRESSOR = "compressor"
     COMMAND = "command"
     QUIET = "quiet"  # cannot fail by itself
 
 
-KILLS = frozenset({Kind.KILL_TOOL, Kind.KILL_TOOL_AFTER})
+KILLS = frozenset({Kind.KILL_TOOL, Kind.KILL_TOOL_AFTER, Kind.POWER_LOSS})
+"""Kinds that the tool does not survive."""
 ACTS = KILLS | {
     Kind.CANCEL_TOOL,
     Kind.CANCEL_TOOL_AFTER,
     Kind.PAUSE_VM,
     Kind.START_VM,
+    Kind.FORCE_START,
     Kind.CANCEL_JOB,
     Kind.QEMU_DIES,
     Kind.GUEST_POWERS_OFF,
     Kind.GUEST_RESETS,
+    Kind.GUEST_PANICS,
+    Kind.GUEST_SUSPENDS,
+    Kind.GUEST_WAKES,
+    Kind.DISK_UNPLUGGED,
+    Kind.DISK_RESIZED,
+    Kind.OTHER_JOB,
+    Kind.OTHER_LOCK,
+    Kind.FD_LEAKS,
+    Kind.POWER_LOSS,
     Kind.CLOCK_BACK,
+    Kind.CLOCK_FORWARD,
+    Kind.SUMMER_BEGINS,
+    Kind.SUMMER_ENDS,
+    Kind.RESUME_VM,
+    Kind.STOP_VM,
+    Kind.LOCK_CLEARED,
+    Kind.SECOND_RUN,
 }
 """Kinds that others do; they can come at any site where the tool waits."""
 
@@ -98,22 +141,38 @@ KINDS_OF: Mapping[Family, tuple[Kind, ...]] = MappingProxyType(
     {
         Family.QMP: _QMP,
         Family.QMP_BACKUP: (*_QMP, Kind.JOB_FAILS, Kind.JOB_STALLS, Kind.QEMU_DIES_MIDWAY),
-        Family.QMP_CONNECT: (Kind.REFUSED, Kind.OTHER_CLIENT, Kind.STALL),
+        Family.QMP_CONNECT: (Kind.REFUSED, Kind.OTHER_CLIENT, Kind.STALL, Kind.SLOW),
         Family.AGENT: (
             Kind.ERROR,
+            Kind.ERROR_AFTER,
             Kind.STALL,
             Kind.REPLY_LOST,
             Kind.AGENT_DIES,
             Kind.AGENT_DIES_AFTER,
         ),
-        Family.AGENT_CONNECT: (Kind.REFUSED, Kind.OTHER_CLIENT, Kind.STALL, Kind.STALE),
+        Family.AGENT_CONNECT: (
+            Kind.REFUSED,
+            Kind.OTHER_CLIENT,
+            Kind.STALL,
+            Kind.STALE,
+            Kind.SLOW,
+        ),
         Family.NODE: (Kind.ERROR, Kind.ERROR_AFTER, Kind.STALL),
         Family.POWER: (Kind.ERROR, Kind.ERROR_AFTER, Kind.STALL),
         Family.STORE: (Kind.ERROR, Kind.STALL),
         Family.INTAKE: (Kind.STALL,),
-        Family.FILES: (Kind.EIO, Kind.ENOSPC),
-        Family.FILES_WRITE: (Kind.EIO, Kind.ENOSPC, Kind.PARTIAL),
-        Family.COMPRESSOR: (Kind.EXITS, Kind.KILLED, Kind.STALLS),
+        Family.FILES_MAKE: (Kind.EIO, Kind.ENOSPC, Kind.EDQUOT, Kind.EROFS),
+        Family.FILES_WRITE: (Kind.EIO, Kind.ENOSPC, Kind.EDQUOT, Kind.PARTIAL),
+        Family.FILES_SYNC: (Kind.EIO, Kind.ENOSPC),
+        Family.FILES_RENAME: (Kind.EIO, Kind.EXDEV, Kind.EROFS, Kind.EDQUOT),
+        Family.FILES_REMOVE: (Kind.EIO, Kind.EROFS),
+        Family.COMPRESSOR: (
+            Kind.EXITS,
+            Kind.KILLED,
+            Kind.KILLED_LATE,
+            Kind.STALLS,
+            Kind.SLOW,
+        ),
         Family.COMMAND: (Kind.EXITS, Kind.KILLED, Kind.STALL),
         Family.QUIET: (),
     }
@@ -128,10 +187,25 @@ LENGTHS_S: Mapping[Kind, tuple[float, ...]] = MappingProxyType(
         Kind.STALLS: (30.0,),
         Kind.AGENT_DIES: (2.0, 30.0),
         Kind.AGENT_DIES_AFTER: (2.0, 30.0),
+        # Of one reply; for a program, the time it takes for a mebibyte.
+        Kind.SLOW: (2.0,),
         Kind.CLOCK_BACK: (3600.0,),
+        Kind.CLOCK_FORWARD: (86400.0,),
     }
 )
 """Lengths that are drawn; the first is also the default."""
 
 # A file call that fails by itself at a moment when others act would only repeat the async sites.
-ACTLESS = frozenset({Family.FILES, Family.FILES_WRITE, Family.COMPRESSOR})
+ACTLESS = frozenset(
+    {
+        Family.FILES_MAKE,
+        Family.FILES_WRITE,
+        Family.FILES_SYNC,
+        Family.FILES_RENAME,
+        Family.FILES_REMOVE,
+        Family.COMPRESSOR,
+    }
+)
+
+SYNCING = frozenset({Family.FILES_WRITE, Family.FILES_SYNC, Family.FILES_RENAME})
+"""Sites between which it matters when the power goes."""

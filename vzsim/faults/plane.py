@@ -27,6 +27,15 @@ Bend = Callable[[Fault, Callable[[], Awaitable[Any]]], Awaitable[Any]]
 _LATENCIES_S: Mapping[Family, float] = MappingProxyType(
     {Family.QMP: 0.001, Family.QMP_BACKUP: 0.001, Family.AGENT: 0.002}
 )
+_ERRNOS: Mapping[Kind, int] = MappingProxyType(
+    {
+        Kind.EIO: errno.EIO,
+        Kind.ENOSPC: errno.ENOSPC,
+        Kind.EXDEV: errno.EXDEV,
+        Kind.EROFS: errno.EROFS,
+        Kind.EDQUOT: errno.EDQUOT,
+    }
+)
 _AFTER = frozenset({Kind.CANCEL_TOOL_AFTER, Kind.KILL_TOOL_AFTER})
 
 
@@ -168,12 +177,14 @@ class Plane:
         for fault in faults:
             self._trigger(fault)
             match fault.kind:
-                case Kind.EIO:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO), path)
-                case Kind.ENOSPC:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
                 case Kind.PARTIAL:
                     raise PartialWrite(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+                case Kind.POWER_LOSS:
+                    self._lose_power(fault)
+                    # In the middle of a call that does not wait: nothing after it is done.
+                    raise ToolKilled
+                case kind if kind in _ERRNOS:
+                    raise OSError(_ERRNOS[kind], os.strerror(_ERRNOS[kind]), path)
                 case _:
                     return fault
         return None
@@ -217,8 +228,15 @@ class Plane:
             case Kind.KILL_TOOL | Kind.KILL_TOOL_AFTER:
                 self.kill()
                 await self._wait_if_dead()
+            case Kind.POWER_LOSS:
+                self._lose_power(fault)
+                await self._wait_if_dead()
             case _:
                 self.actors[fault.kind](length_of(fault))
+
+    def _lose_power(self, fault: Fault) -> None:
+        self.actors[fault.kind](length_of(fault))
+        self.kill()
 
     async def _wait_if_dead(self) -> None:
         if self._ended:

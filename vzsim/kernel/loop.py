@@ -9,9 +9,12 @@ on: the callbacks of one task or future keep their order.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 from asyncio import base_events
+from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from vzdump_qemu.units import NS_PER_S
@@ -19,24 +22,64 @@ from vzdump_qemu.units import NS_PER_S
 _T = TypeVar("_T")
 # One iteration runs a few callbacks; a run of an hour of simulated backup takes about 100,000.
 ITERATION_COUNT_MAX = 5_000_000
+# Cancelled timers are left where they are until there are this many, and most are cancelled.
+_TIMER_COUNT_UNTIDY = 100
 
 
 class Deadlock(AssertionError):
     """Every task waits and no timer is set: the program would hang for ever."""
 
 
-class _JumpingSelector:
-    """Stands where a loop waits for files: instead of waiting, time jumps."""
-
-    def __init__(self, loop: SimulatedLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout_s: float | None) -> list[Any]:
-        self._loop.jump(timeout_s)
-        return []
+class _NoSelector:
+    """Stands where a loop keeps what waits for files."""
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class _Handle(asyncio.Handle):
+    """As asyncio's, made in one step: a simulation makes millions of them."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
+class _TimerHandle(asyncio.TimerHandle):
+    """As `_Handle`, for a moment to come."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when_s: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        self._when = when_s
+        self._scheduled = True
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
 
 
 class SimulatedLoop(base_events.BaseEventLoop):
@@ -46,13 +89,20 @@ class SimulatedLoop(base_events.BaseEventLoop):
         shuffle: source of scheduling order; None keeps first come, first served.
     """
 
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
+    _closed: bool
+    _timer_cancelled_count: int
+
     def __init__(self, shuffle: random.Random | None = None) -> None:
         super().__init__()
         self._now_ns = 0
         self._shuffle = shuffle
-        self._selector = _JumpingSelector(self)
+        self._selector = _NoSelector()
         self._iteration_count = 0
         self._observers: list[Callable[[], None]] = []
+        # A heap. Numbers first: they are compared without a call into Python.
+        self._timers: list[tuple[float, asyncio.TimerHandle]] = []
         # Timers closer together than this are due together; virtual time is exact.
         self._clock_resolution = 1e-9
 
@@ -65,43 +115,120 @@ class SimulatedLoop(base_events.BaseEventLoop):
         return self._now_ns
 
     def observe(self, look: Callable[[], None]) -> None:
-        """Have `look` called whenever nothing more happens at this instant, before time moves."""
+        """Have `look` called whenever nothing more happens at this instant, before time moves.
+
+        It may set timers, but no earlier than now.
+        """
         self._observers.append(look)
 
-    def jump(self, timeout_s: float | None) -> None:
-        """Called by the loop when it would wait: move time on, or tell that nothing moves."""
+    # -- what is to be called ------------------------------------------------------------------
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio says."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As asyncio says."""
+        return self.call_at(self._now_ns / NS_PER_S + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As asyncio says."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = _TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, handle))
+        return handle
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _run_once(self) -> None:
+        """Move time on if nothing is ready, then call what is."""
+        ready = self._ready
+        if self._shuffle is not None and len(ready) > 1:
+            self._shuffle_ready(self._shuffle)
+        timers = self._timers
+        if timers and (timers[0][1]._cancelled or len(timers) > _TIMER_COUNT_UNTIDY):
+            self._drop_cancelled_timers()
         self._iteration_count += 1
         if self._iteration_count > ITERATION_COUNT_MAX:
             raise Deadlock(f"no end after {ITERATION_COUNT_MAX} steps: tasks run in circles")
-        if timeout_s is None:
-            waiting = sorted(task.get_name() for task in asyncio.all_tasks(self))
-            raise Deadlock(f"nothing can happen any more; waiting: {', '.join(waiting)}")
-        if timeout_s > 0:
+        if not ready and not self._stopping:
+            self._jump()
+        timers = self._timers
+        due_s = self._now_ns / NS_PER_S + self._clock_resolution
+        while timers and timers[0][0] < due_s:
+            timer = heapq.heappop(timers)[1]
+            timer._scheduled = False  # type: ignore[attr-defined]
+            ready.append(timer)
+        # What these calls make ready is for the next step.
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _jump(self) -> None:
+        """Move time on to the next timer, or tell that nothing moves."""
+        if self._timers and self._timers[0][0] > self._now_ns / NS_PER_S:
             for look in self._observers:
                 look()
-            self._now_ns += max(1, round(timeout_s * NS_PER_S))
+            # They may have asked for an earlier call, or for none at this instant.
+            self._drop_cancelled_timers()
+        if not self._timers:
+            waiting = sorted(task.get_name() for task in asyncio.all_tasks(self))
+            raise Deadlock(f"nothing can happen any more; waiting: {', '.join(waiting)}")
+        wait_s = self._timers[0][0] - self._now_ns / NS_PER_S
+        if wait_s > 0:
+            self._now_ns += max(1, round(wait_s * NS_PER_S))
 
-    def _run_once(self) -> None:
-        ready = self._ready  # type: ignore[attr-defined]
-        if self._shuffle is not None and len(ready) > 1:
-            self._shuffle_ready(ready)
-        super()._run_once()  # type: ignore[misc]
+    def _drop_cancelled_timers(self) -> None:
+        timers = self._timers
+        count = len(timers)
+        if count > _TIMER_COUNT_UNTIDY and self._timer_cancelled_count > count / 2:
+            for _, handle in timers:
+                handle._scheduled = not handle._cancelled  # type: ignore[attr-defined]
+            self._timers = [entry for entry in timers if not entry[1]._cancelled]
+            heapq.heapify(self._timers)
+            self._timer_cancelled_count = 0
+            return
+        while timers and timers[0][1]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(timers)[1]._scheduled = False  # type: ignore[attr-defined]
 
-    def _shuffle_ready(self, ready: Any) -> None:
+    def _shuffle_ready(self, shuffle: random.Random) -> None:
         """Interleave the callbacks of different owners at random, each owner's in order."""
-        assert self._shuffle is not None
-        handles = list(ready)
-        owners: dict[int, list[Any]] = {}
+        owners: dict[int, deque[asyncio.Handle]] = {}
         order = []
-        for handle in handles:
-            owner = getattr(handle._callback, "__self__", None)
+        for handle in self._ready:
+            owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
             key = id(owner) if isinstance(owner, asyncio.Task) else 0
-            owners.setdefault(key, []).append(handle)
+            queue = owners.get(key)
+            if queue is None:
+                owners[key] = queue = deque()
+            queue.append(handle)
             order.append(key)
-        self._shuffle.shuffle(order)
-        taken = {key: iter(queue) for key, queue in owners.items()}
-        ready.clear()
-        ready.extend(next(taken[key]) for key in order)
+        shuffle.shuffle(order)
+        self._ready.clear()
+        self._ready.extend(owners[key].popleft() for key in order)
+
+    # -- what a loop of files and threads has --------------------------------------------------
 
     def _process_events(self, event_list: list[Any]) -> None:
         """No files, no file events."""
@@ -117,8 +244,8 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """Close without touching executors or sockets, which do not exist here."""
         if not self.is_closed():
             self._closed = True
-            self._ready.clear()  # type: ignore[attr-defined]
-            self._scheduled.clear()  # type: ignore[attr-defined]
+            self._ready.clear()
+            self._timers.clear()
 
 
 def run_simulated(main: Coroutine[Any, Any, _T], *, shuffle: random.Random | None = None) -> _T:

@@ -23,6 +23,7 @@ from vzdump_qemu.errors import (
     QmpUnreachable,
 )
 from vzdump_qemu.ports import QmpEvent
+from vzsim.fakeqmp import wire
 from vzsim.fakeqmp.agent import Agent as AgentMachine
 from vzsim.fakeqmp.monitor import Monitor
 
@@ -100,16 +101,19 @@ class MemoryQmp:
         message: dict[str, Any] = {"execute": command, "id": self._next_id}
         if arguments:
             message["arguments"] = dict(arguments)
-        reply = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Mapping[str, Any]] = loop.create_future()
         self._replies[self._next_id] = reply
-        self._monitor.receive(json.dumps(message).encode() + b"\r\n", fds)
+        self._monitor.receive(wire.encode(message, line_end=b"\r\n"), fds)
+        timer = loop.call_later(timeout_s, _give_up, reply)
         try:
-            async with asyncio.timeout(timeout_s):
-                answer = await reply
+            answer = await reply
         except TimeoutError as error:
             # A late reply must never be taken for the next one: this connection is spent.
             self.close()
             raise QmpTimeout("got timeout") from error
+        finally:
+            timer.cancel()
         if "error" in answer:
             raise QmpCommandError(
                 command=command,
@@ -119,7 +123,7 @@ class MemoryQmp:
         return answer["return"]
 
     def _take(self, data: bytes) -> None:
-        for line in data.splitlines():
+        for line in data.decode("ascii").splitlines():
             message = json.loads(line)
             if "event" in message:
                 event = QmpEvent(name=message["event"], data=message.get("data", {}))
@@ -140,6 +144,11 @@ class MemoryQmp:
         self._replies.clear()
         for _, _, ready in self._listeners:
             ready.set()
+
+
+def _give_up(reply: asyncio.Future[Mapping[str, Any]]) -> None:
+    if not reply.done():
+        reply.set_exception(TimeoutError())
 
 
 class MemoryAgent:
@@ -202,7 +211,7 @@ class MemoryAgent:
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._closed:
             raise AgentTimeout("client closed connection")
-        self._machine.receive(json.dumps(message).encode() + b"\n")
+        self._machine.receive(wire.encode(message, line_end=b"\n"))
 
     async def _line(self) -> bytes:
         while b"\n" not in self._buffer:
@@ -229,8 +238,7 @@ class OneClient:
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
 
-    @asynccontextmanager
-    async def serve(self, timeout_s: float, refusal: Exception) -> AsyncIterator[None]:
+    async def enter(self, timeout_s: float, refusal: Exception) -> None:
         """Wait for one's turn, bounded; raise `refusal` otherwise."""
         await asyncio.sleep(CONNECT_S)
         try:
@@ -238,10 +246,10 @@ class OneClient:
                 await self._lock.acquire()
         except TimeoutError as error:
             raise refusal from error
-        try:
-            yield
-        finally:
-            self._lock.release()
+
+    def leave(self) -> None:
+        """It is the next one's turn."""
+        self._lock.release()
 
 
 @asynccontextmanager
@@ -254,14 +262,15 @@ async def open_qmp(
 ) -> AsyncIterator[MemoryQmp]:
     """Connect to a monitor and negotiate."""
     refusal = QmpUnreachable("no greeting from the monitor: another client may hold it")
-    async with turn.serve(timeout_s, refusal):
-        client = MemoryQmp(monitor, duplicate_fd)
+    await turn.enter(timeout_s, refusal)
+    client = MemoryQmp(monitor, duplicate_fd)
+    try:
         client.open()
-        try:
-            await client.execute("qmp_capabilities", timeout_s=timeout_s)
-            yield client
-        finally:
-            client.close()
+        await client.execute("qmp_capabilities", timeout_s=timeout_s)
+        yield client
+    finally:
+        client.close()
+        turn.leave()
 
 
 def open_agent(
@@ -272,13 +281,14 @@ def open_agent(
     @asynccontextmanager
     async def connect() -> AsyncIterator[MemoryAgent]:
         refusal = AgentUnreachable("another client holds the agent's channel")
-        async with turn.serve(timeout_s, refusal):
-            client = MemoryAgent(machine, sync_ids)
+        await turn.enter(timeout_s, refusal)
+        client = MemoryAgent(machine, sync_ids)
+        try:
             client.open()
-            try:
-                await client.synchronise(timeout_s)
-                yield client
-            finally:
-                client.close()
+            await client.synchronise(timeout_s)
+            yield client
+        finally:
+            client.close()
+            turn.leave()
 
     return connect()

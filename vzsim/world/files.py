@@ -1,14 +1,18 @@
-"""A file system in memory that forgets what was not synced when the power goes.
+"""A file system in memory that may forget what was not synced when the power goes.
 
-Owns names, contents and their durability: written bytes are durable after `fsync` of the file,
-created, renamed and removed names after `fsync_directory`. Faults come in by the `fault` hook.
+Owns names, contents and their durability. Bytes are durable after `fsync` of their file; a name
+that was made, moved or removed is after `fsync_directory`. What was not synced is lost or kept in
+any combination, as chance has it: file systems differ, and none promises more. Faults come in by
+the `fault` hook.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import posixpath
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 FaultHook = Callable[[str, str], None]
@@ -17,10 +21,25 @@ FaultHook = Callable[[str, str], None]
 
 @dataclass(slots=True)
 class SimulatedFile:
-    """Content as read now, and as it would be read after a power loss."""
+    """Content as read now; the first `synced_bytes` of it outlive a power loss."""
 
     content: bytearray = field(default_factory=bytearray)
-    synced: bytes = b""
+    synced_bytes: int = 0
+
+
+class _Other(enum.Enum):
+    """What a name stands for if not for a file."""
+
+    DIRECTORY = enum.auto()
+
+
+_Entry = SimulatedFile | _Other
+_Change = Mapping[str, _Entry | None]
+"""Names and what they stand for from now on, together or not at all; None: nothing."""
+
+
+# Nothing below is on a disk at all.
+_IN_MEMORY = ("/run/", "/var/run/")
 
 
 class PartialWrite(OSError):
@@ -35,12 +54,15 @@ class SimulatedFiles:
         self.fault: FaultHook = lambda operation, path: None
         self.files: dict[str, SimulatedFile] = {}
         self.directories: set[str] = {"/"}
-        self._durable_files: dict[str, SimulatedFile] = {}
+        # As the names would be read after a power loss, and what is not sure to be among them.
+        self._durable: dict[str, _Entry] = {"/": _Other.DIRECTORY}
+        self._unsynced: list[_Change] = []
 
     def make_directories(self, path: str) -> None:
         """As ``mkdir -p``; durable at once (the world at the start)."""
         while path not in self.directories:
             self.directories.add(path)
+            self._durable[path] = _Other.DIRECTORY
             path = posixpath.dirname(path)
 
     def create_directory(self, path: str) -> None:
@@ -51,6 +73,7 @@ class SimulatedFiles:
         if path in self.directories or path in self.files:
             raise OSError(errno.EEXIST, "File exists", path)
         self.directories.add(path)
+        self._unsynced.append({path: _Other.DIRECTORY})
 
     def create(self, path: str) -> SimulatedFile:
         """A new, empty file; the directory must exist."""
@@ -60,6 +83,7 @@ class SimulatedFiles:
         if path in self.files:
             raise OSError(errno.EEXIST, "File exists", path)
         self.files[path] = SimulatedFile()
+        self._unsynced.append({path: self.files[path]})
         return self.files[path]
 
     def used_bytes(self) -> int:
@@ -86,16 +110,18 @@ class SimulatedFiles:
     def fsync(self, path: str) -> None:
         """Make the content durable."""
         self.fault("fsync", path)
-        self.files[path].synced = bytes(self.files[path].content)
+        self.files[path].synced_bytes = len(self.files[path].content)
 
     def fsync_directory(self, path: str) -> None:
         """Make the names in one directory durable."""
         self.fault("fsync-directory", path)
-        for durable in [p for p in self._durable_files if posixpath.dirname(p) == path]:
-            del self._durable_files[durable]
-        for name, file in self.files.items():
-            if posixpath.dirname(name) == path:
-                self._durable_files[name] = file
+        kept = []
+        for change in self._unsynced:
+            if any(posixpath.dirname(name) == path for name in change):
+                self._make_durable(change)
+            else:
+                kept.append(change)
+        self._unsynced = kept
 
     def rename(self, old: str, new: str) -> None:
         """Rename without replacing."""
@@ -103,6 +129,7 @@ class SimulatedFiles:
         if new in self.files:
             raise OSError(errno.EEXIST, "File exists", new)
         self.files[new] = self.files.pop(old)
+        self._unsynced.append({old: None, new: self.files[new]})
 
     def unlink(self, path: str) -> None:
         """Remove a name; a missing one is ENOENT."""
@@ -110,19 +137,81 @@ class SimulatedFiles:
         if path not in self.files:
             raise OSError(errno.ENOENT, "No such file or directory", path)
         del self.files[path]
+        self._unsynced.append({path: None})
 
     def remove_tree(self, path: str) -> None:
         """Remove a directory with all it holds; a missing one is no error."""
         self.fault("remove-tree", path)
         inside = path.rstrip("/") + "/"
-        for name in [name for name in self.files if name.startswith(inside)]:
+        files = [name for name in self.files if name.startswith(inside)]
+        for name in files:
             del self.files[name]
-        self.directories = {
-            name for name in self.directories if name != path and not name.startswith(inside)
-        }
+        gone = {name for name in self.directories if name == path or name.startswith(inside)}
+        self.directories -= gone
+        self._unsynced += [{name: None} for name in (*files, *sorted(gone, reverse=True))]
 
-    def lose_power(self) -> None:
-        """Only durable names and contents are left."""
-        self.files = dict(self._durable_files)
+    # -- power ---------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Everything is durable: it has been there for long."""
+        for change in self._unsynced:
+            self._make_durable(change)
+        self._unsynced.clear()
         for file in self.files.values():
-            file.content = bytearray(file.synced)
+            file.synced_bytes = len(file.content)
+
+    def is_durable(self, path: str) -> bool:
+        """Whether a file would be there, whole, after a power loss now."""
+        file = self.files[path]
+        is_whole = file.synced_bytes == len(file.content)
+        return is_whole and self._durable.get(path) is file
+
+    def lose_power(self, stream: random.Random) -> None:
+        """What is durable is left, and of the rest whatever chance says."""
+        in_order = stream.random() < 0.5
+        kept_count = stream.randint(0, len(self._unsynced))
+        for index, change in enumerate(self._unsynced):
+            # A file system with a journal keeps the changes of names in their order.
+            if index < kept_count if in_order else stream.random() < 0.5:
+                self._make_durable(change)
+        self._unsynced.clear()
+        found = {
+            name: entry
+            for name, entry in self._durable.items()
+            if entry is _Other.DIRECTORY or not name.startswith(_IN_MEMORY)
+        }
+        self.directories = {name for name in found if found[name] is _Other.DIRECTORY}
+        self._durable = {name: entry for name, entry in found.items() if self._has_way(name)}
+        self.directories &= self._durable.keys()
+        self.files = {
+            name: entry for name, entry in self._durable.items() if isinstance(entry, SimulatedFile)
+        }
+        for file in self.files.values():
+            _cut(file, stream)
+
+    def _has_way(self, name: str) -> bool:
+        while name != "/":
+            name = posixpath.dirname(name)
+            if name not in self.directories:
+                return False
+        return True
+
+    def _make_durable(self, change: _Change) -> None:
+        for name, entry in change.items():
+            if entry is None:
+                self._durable.pop(name, None)
+            else:
+                self._durable[name] = entry
+
+
+def _cut(file: SimulatedFile, stream: random.Random) -> None:
+    """Of what was not synced a beginning is left, perhaps followed by zeros up to the old size."""
+    full_bytes = len(file.content)
+    if file.synced_bytes < full_bytes:
+        kept_bytes = stream.choice(
+            (file.synced_bytes, full_bytes, stream.randint(file.synced_bytes, full_bytes))
+        )
+        del file.content[kept_bytes:]
+        if stream.random() < 0.25:
+            file.content.extend(bytes(full_bytes - kept_bytes))
+    file.synced_bytes = len(file.content)

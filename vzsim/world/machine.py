@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from vzdump_qemu.errors import AgentUnreachable, PowerError, QmpUnreachable
 from vzdump_qemu.ports import Agent, Qmp
@@ -26,10 +27,12 @@ from vzsim.fakeqmp.script import Script
 from vzsim.world.channels import OneClient, open_agent, open_qmp
 from vzsim.world.clock import EPOCH_S
 from vzsim.world.files import SimulatedFiles
+from vzsim.world.packer import SimulatedSockets, SocketStorage
 from vzsim.world.pipes import Descriptors
 from vzsim.world.watched import WatchedQemu, Watcher
 
 POLL_S = 0.1
+RUNTIME_DIRECTORY = "/var/run/qemu-server"
 
 
 class LoopTimebase:
@@ -53,6 +56,11 @@ class MachineHost:
     images: dict[str, Disk]
     stream: random.Random
     points_in_time: dict[str, bytes] = field(default_factory=dict)
+    sockets: SimulatedSockets = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sockets = SimulatedSockets(self.files)
+        self.files.make_directories(RUNTIME_DIRECTORY)
 
     def new_uuid(self) -> uuid.UUID:
         """From the seed."""
@@ -106,6 +114,19 @@ class _OwnedSink:
         self._descriptors.close(self._fd)
 
 
+class GuestListener(Protocol):
+    """What runs in the guest, told what is done to it."""
+
+    def freezes(self) -> None:
+        """The agent is about to freeze the file systems."""
+
+    def shuts_down(self) -> None:
+        """The guest is about to switch itself off."""
+
+    def restarts(self) -> None:
+        """The guest was reset."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmShape:
     """What a simulated VM is made of.
@@ -115,6 +136,8 @@ class VmShape:
         has_agent: an agent channel exists.
         shutdown_s: how long the guest takes to power off; negative: it never does.
         start_error: QEMU refuses to start with this text.
+        empty_drives: device ids of drives without a medium.
+        no_shutdown: the process outlives its guest's power-off.
     """
 
     vmid: int
@@ -124,6 +147,15 @@ class VmShape:
     dialect: Dialect = Dialect.PVE
     shutdown_s: float = 2.0
     start_error: str = ""
+    empty_drives: tuple[str, ...] = ()
+    no_shutdown: bool = True
+
+    @property
+    def is_odd(self) -> bool:
+        """A QEMU of this shape has to be started anew to be as it should."""
+        script = self.script
+        is_plain = self.no_shutdown and self.dialect is Dialect.PVE
+        return bool(not is_plain or self.empty_drives or script.command or script.event)
 
 
 class SimulatedPower:
@@ -152,6 +184,8 @@ class SimulatedPower:
                 f"--timeout {timeout_s:.0f}' failed: exit code 255"
             )
         await asyncio.sleep(shutdown_s)
+        if self._machine.run_state is RunState.RUNNING:
+            self._machine.process.control.guest_powers_off()
         self._machine.end_process()
         return ()
 
@@ -188,7 +222,9 @@ class SimulatedMachine:
         self.boot_count = 0
         self.guest: Guest | None = None
         self.watcher: Watcher | None = None
+        self.guest_listener: GuestListener | None = None
         self._process: QemuMachine | None = None
+        self._storage: SocketStorage | None = None
         self._monitor_turn = OneClient()
         self._agent_turn = OneClient()
         self._sync_ids = itertools.count(1)
@@ -196,6 +232,11 @@ class SimulatedMachine:
     @property
     def vmid(self) -> int:
         return self.shape.vmid
+
+    @property
+    def private_directory(self) -> str:
+        """As the port says."""
+        return f"{RUNTIME_DIRECTORY}/{self.vmid}.nbd"
 
     @property
     def disk_names(self) -> frozenset[str]:
@@ -223,11 +264,13 @@ class SimulatedMachine:
             dialect=self.shape.dialect,
             name=str(self.vmid),
             initial_state=state,
-            no_shutdown=True,
+            no_shutdown=self.shape.no_shutdown,
             agent_port_id="agent0" if self.shape.has_agent else None,
         )
+        self._storage = SocketStorage(self.host.sockets, self.host.images)
         process = WatchedQemu(
             config,
+            storage=self._storage,
             watcher=self.watcher,
             script=self.shape.script,
             timebase=LoopTimebase(),
@@ -237,7 +280,11 @@ class SimulatedMachine:
         for device_id, path in self.shape.disks:
             disk = self.host.open_disk(path, format_name="raw", read_only=False)
             process.block.add_disk(device_id, disk)
+        for device_id in self.shape.empty_drives:
+            process.block.add_drive({"id": device_id, "media": "cdrom"})
         process.add_monitor()
+        if self.guest_listener is not None:
+            process.on_guest_freeze = self.guest_listener.freezes
         self._process = process
         self.boot_count += 1
         process.start()
@@ -251,9 +298,15 @@ class SimulatedMachine:
 
     def _ended(self, end: ProcessEnd) -> None:
         process, self._process = self._process, None
+        if self._storage is not None:
+            self._storage.end()
         if process is not None:
             for monitor in process.monitors:
                 monitor.hang_up()
+
+    async def has_backup_job(self) -> bool:
+        """As the port says."""
+        return self.shape.dialect is Dialect.PVE
 
     async def is_running(self) -> bool:
         """Whether a QEMU lives."""

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 from vzdump_qemu.errors import ConfigError, StorageError, VmLocked, VmNotFound
 from vzdump_qemu.ports import VolumeFacts
-from vzsim.fakeqmp.disks import Disk, MemoryDisk
+from vzsim.fakeqmp.disks import CrampedDisk, Disk, MemoryDisk
 from vzsim.world.files import SimulatedFiles
 from vzsim.world.machine import SimulatedMachine
 
@@ -22,12 +22,19 @@ _LOCK = re.compile(rb"^lock: (\S+)\n", re.MULTILINE)
 
 
 class SimulatedStorages:
-    """One directory storage ``local`` that holds every image, and absolute paths."""
+    """One directory storage ``local`` that holds every image, and absolute paths.
+
+    Attributes:
+        volume_bytes: sizes by path of volumes that are larger than what QEMU sees of them.
+        fleecing_bytes: how much fits into each fleecing image; 0 for all of it.
+    """
 
     def __init__(self, images: dict[str, Disk]) -> None:
         self._images = images
         self.activated: list[str] = []
         self.offline: set[str] = set()
+        self.volume_bytes: dict[str, int] = {}
+        self.fleecing_bytes = 0
 
     def path_of(self, volid: str) -> str:
         """Where a volume's image is."""
@@ -52,7 +59,7 @@ class SimulatedStorages:
             volid=volid,
             storage_id="" if volid.startswith("/") else volid.partition(":")[0],
             path=path,
-            size_bytes=disk.size_bytes,
+            size_bytes=self.volume_bytes.get(path, disk.size_bytes),
             format="raw",
             is_block_device=False,
         )
@@ -65,14 +72,17 @@ class SimulatedStorages:
 
     def fleecing_volid(self, storage_id: str, *, vmid: int, name: str) -> str:
         """The id before anything exists."""
-        return f"{storage_id}:{vmid}/vm-{vmid}-fleece-{name}.raw"
+        return f"{storage_id}:{vmid}/vm-{vmid}-fleece-{name}.qcow2"
 
     async def allocate_fleecing(
         self, storage_id: str, *, vmid: int, name: str, size_bytes: int
     ) -> VolumeFacts:
         """A zeroed image."""
         volid = self.fleecing_volid(storage_id, vmid=vmid, name=name)
-        self._images[self.path_of(volid)] = MemoryDisk(bytearray(size_bytes))
+        disk: Disk = MemoryDisk(bytearray(size_bytes))
+        if self.fleecing_bytes:
+            disk = CrampedDisk(disk, room_bytes=self.fleecing_bytes)
+        self._images[self.path_of(volid)] = disk
         return await self.describe(volid)
 
     async def free(self, volid: str) -> None:

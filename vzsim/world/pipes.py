@@ -113,6 +113,10 @@ class Descriptors:
         """As passing it to another process does."""
         return self.open(self._pipes[fd])
 
+    def duplicate_all(self) -> list[int]:
+        """As a process that forks without closing on exec: one more of each that is open."""
+        return [self.duplicate(fd) for fd in list(self._open)]
+
     def sink(self, fd: int) -> PipeSink:
         """The end behind a descriptor."""
         return self._open[fd]

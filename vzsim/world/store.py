@@ -14,9 +14,10 @@ from vzdump_qemu.errors import BackupError, CompressorError, TargetError, VmaErr
 from vzdump_qemu.formats.vma import VmaStreamCheck
 from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaProof
 from vzsim.world.files import SimulatedFiles
-from vzsim.world.pipes import Descriptors, SimulatedPipe
+from vzsim.world.pipes import CAPACITY_BYTES, Descriptors, SimulatedPipe
 
 READ_BYTES = 1 << 20
+_TAIL_BYTES = 512
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class CompressorRules:
         exit_status: at the end of its input; negative for a signal.
         dies_at_bytes: it is gone after so much input, with `exit_status`.
         stall_at_bytes, stall_s: it takes nothing for that long.
+        bytes_per_s: how fast it takes its input; 0 for at once.
         missing: the program is not installed.
     """
 
@@ -34,6 +36,7 @@ class CompressorRules:
     dies_at_bytes: int | None = None
     stall_at_bytes: int | None = None
     stall_s: float = 0.0
+    bytes_per_s: float = 0.0
     missing: bool = False
 
 
@@ -45,6 +48,7 @@ class SimulatedStore:
         self._descriptors = descriptors
         self.compressor = CompressorRules()
         self.stdout = bytearray()
+        self.pipe_bytes = CAPACITY_BYTES
         self.live_compressor_count = 0
 
     @property
@@ -88,6 +92,7 @@ class SimulatedStore:
         """Remove a directory with all it holds."""
         try:
             self._files.remove_tree(path)
+            self._files.fsync_directory(posixpath.dirname(path))
         except OSError as error:
             raise TargetError(f"{path}: {error.strerror}") from error
 
@@ -96,6 +101,7 @@ class SimulatedStore:
         try:
             if path in self._files.files:
                 self._files.unlink(path)
+            self._files.fsync_directory(posixpath.dirname(path))
         except OSError as error:
             raise TargetError(f"{path}: {error.strerror}") from error
 
@@ -110,7 +116,7 @@ class SimulatedIntake:
     def __init__(self, store: SimulatedStore, target: ArchiveTarget) -> None:
         self._store = store
         self._target = target
-        self._pipe = SimulatedPipe()
+        self._pipe = SimulatedPipe(store.pipe_bytes)
         self._write_fd: int | None = store.descriptors.open(self._pipe)
         self._failure: BackupError | None = None
         self._check = VmaStreamCheck()
@@ -118,7 +124,7 @@ class SimulatedIntake:
         self._skip_bytes = 0
         self._passed_bytes = 0
         self._compressing = bool(target.compressor)
-        self._published = self._finished = False
+        self._named = self._published = self._finished = False
         self._draining = asyncio.Event()
         if self._compressing:
             store.live_compressor_count += 1
@@ -190,12 +196,8 @@ class SimulatedIntake:
             return len(self._store.stdout)
         try:
             self._store.files.rename(target.temp_path, target.final_path)
-            try:
-                self._store.files.fsync_directory(posixpath.dirname(target.final_path))
-            except OSError:
-                # Not known to be durable, so it must not look like an archive.
-                self._store.files.unlink(target.final_path)
-                raise
+            self._named = True
+            self._store.files.fsync_directory(posixpath.dirname(target.final_path))
             self._published = True
         except OSError as error:
             raise TargetError(
@@ -215,14 +217,28 @@ class SimulatedIntake:
         self.drain()
         try:
             async with asyncio.timeout(30.0):
-                await asyncio.shield(self._relay)
+                # Not awaited itself: a second discard finds it cancelled.
+                await asyncio.wait({self._relay})
         except TimeoutError:
             self._pipe.close_reader()
             self._relay.cancel()
         self._end_compressor()
+        try:
+            self._remove_names()
+        except OSError as error:
+            name = self._target.final_path or self._target.temp_path
+            raise TargetError(f"unable to remove '{name}' - {error.strerror}") from error
+
+    def _remove_names(self) -> None:
+        if self._named:
+            # Not known to be durable, so it must not look like an archive.
+            self._store.files.unlink(self._target.final_path)
+            self._named = False
         temp_path = self._target.temp_path
-        if temp_path and not self._published and temp_path in self._store.files.files:
+        if temp_path and temp_path in self._store.files.files:
             self._store.files.unlink(temp_path)
+        if temp_path:
+            self._store.files.fsync_directory(posixpath.dirname(temp_path))
 
     def abandon(self) -> None:
         """The process that held us is gone: the kernel closes both ends, nothing is removed."""
@@ -258,6 +274,8 @@ class SimulatedIntake:
             stall_at = rules.stall_at_bytes
             if stall_at is not None and before <= stall_at < self._passed_bytes:
                 await self._stall(rules.stall_s)
+            if rules.bytes_per_s:
+                await self._stall(len(data) / rules.bytes_per_s)
             if rules.dies_at_bytes is not None and self._passed_bytes > rules.dies_at_bytes:
                 self._judge_compressor()
                 return
@@ -293,6 +311,9 @@ class SimulatedIntake:
 
     def _judge_compressor(self) -> None:
         status = self._store.compressor.exit_status
+        if status and self._target.temp_path:
+            # What it had not written yet.
+            del self._store.files.files[self._target.temp_path].content[-_TAIL_BYTES:]
         if status == 0:
             return
         text = f"{' '.join(self._target.compressor)} failed - wrong exit status {max(status, 0)}"

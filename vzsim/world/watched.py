@@ -13,6 +13,7 @@ from vzsim.fakeqmp.machine import Machine, MachineConfig, ProcessEnd
 from vzsim.fakeqmp.monitor import Monitor
 from vzsim.fakeqmp.outside import Host, Timebase
 from vzsim.fakeqmp.script import Script
+from vzsim.fakeqmp.storage_host import StorageHost
 
 
 class Watcher(Protocol):
@@ -42,10 +43,13 @@ class WatchedQemu(Machine):
         script: Script,
         timebase: Timebase,
         host: Host,
+        storage: StorageHost | None = None,
         on_end: Callable[[ProcessEnd], None],
     ) -> None:
         self._watcher = watcher
-        super().__init__(config, script=script, timebase=timebase, host=host, on_end=on_end)
+        super().__init__(
+            config, script=script, timebase=timebase, host=host, storage=storage, on_end=on_end
+        )
 
     def carry_out(self, monitor: Monitor, name: str, arguments: Mapping[str, Any]) -> Any:
         """As the machine does."""

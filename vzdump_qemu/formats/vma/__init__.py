@@ -17,6 +17,7 @@ from vzdump_qemu.formats.vma.reader import (
     VmaStreamCheck,
 )
 from vzdump_qemu.formats.vma.writer import Buffer, VmaWriter
+from vzdump_qemu.formats.vma.zeroes import stored_blocks
 
 __all__ = [
     "Buffer",
@@ -36,4 +37,5 @@ __all__ = [
     "VmaWriter",
     "encode_header",
     "layout",
+    "stored_blocks",
 ]

@@ -21,6 +21,7 @@ _BITS = np.arange(layout.BLOCKS_PER_VMA_CLUSTER, dtype=np.uint16)
 _BIT_NUMBERS = _BITS.astype(np.int64)
 _MD5_END = layout.EXTENT_MD5_OFFSET + layout.MD5_BYTES
 _BLANK_MD5 = bytes(layout.MD5_BYTES)
+_UNUSED_SLOT = bytes(8 * (layout.SLOTS_PER_EXTENT - layout.SLOTS_WRITTEN_PER_EXTENT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ def decode_extent(raw: bytes, *, uuid: bytes, book: ClusterBook, offset_bytes: i
     """
     try:
         block_count = _check_fixed_part(raw, uuid)
+        if not block_count and _enter_zero_run(raw, book):
+            return VmaExtent(offset_bytes, 0, ())
         slots = np.frombuffer(
             raw, dtype=">u8", count=layout.SLOTS_PER_EXTENT, offset=layout.SLOTS_OFFSET
         ).astype(np.uint64)
@@ -138,6 +141,28 @@ def _check_fixed_part(raw: bytes, uuid: bytes) -> int:
     return int(block_count)
 
 
+def _enter_zero_run(raw: bytes, book: ClusterBook) -> bool:
+    """Enter a full extent of adjacent zero clusters of one disk; False if it is anything else.
+
+    Empty disks consist of nothing else, and a look at each slot would take as long as reading.
+    """
+    first = int.from_bytes(raw[layout.SLOTS_OFFSET : layout.SLOTS_OFFSET + 8], "big")
+    vma_dev_id, first_index = first >> 32, first & 0xFFFFFFFF
+    device = book.device(vma_dev_id)
+    end = first + layout.SLOTS_WRITTEN_PER_EXTENT
+    if device is None or device.is_vmstate or end > (vma_dev_id + 1) << 32:
+        return False
+    # Numbers over 254 are no devices, so the mask is known to be empty.
+    expected = np.arange(first, end, dtype=np.uint64).astype(">u8").tobytes()
+    if raw[layout.SLOTS_OFFSET :] != expected + _UNUSED_SLOT:
+        return False
+    book.mark(vma_dev_id, first_index, layout.SLOTS_WRITTEN_PER_EXTENT)
+    book.add_amounts(
+        vma_dev_id, stored_block_count=0, zero_cluster_count=layout.SLOTS_WRITTEN_PER_EXTENT
+    )
+    return True
+
+
 def _groups(values: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """Bounds of groups of equal neighbours."""
     return _bounds(np.flatnonzero(values[1:] != values[:-1]), len(values))
@@ -162,7 +187,7 @@ def _enter(
     first_block = None
     if device.is_vmstate:
         first_block = book.stored_count(device.vma_dev_id)
-    for begin, end in _bounds(np.flatnonzero(np.diff(indexes) != 1), len(indexes)):
+    for begin, end in _bounds(np.flatnonzero(indexes[1:] - indexes[:-1] != 1), len(indexes)):
         book.mark(device.vma_dev_id, int(indexes[begin]), end - begin)
     book.add_amounts(
         device.vma_dev_id,
@@ -197,7 +222,7 @@ def _blocks(
 
 
 def _append_runs(runs: list[DataRun], device: VmaDevice, blocks: npt.NDArray[np.int64]) -> None:
-    for begin, end in _bounds(np.flatnonzero(np.diff(blocks) != 1), len(blocks)):
+    for begin, end in _bounds(np.flatnonzero(blocks[1:] - blocks[:-1] != 1), len(blocks)):
         offset = int(blocks[begin]) * layout.VMA_BLOCK_BYTES
         length = (end - begin) * layout.VMA_BLOCK_BYTES
         kept = length if device.is_vmstate else max(0, min(length, device.size_bytes - offset))

@@ -212,7 +212,9 @@ def check_names(configs: Sequence[ConfigBlob], devices: Sequence[VmaDevice]) -> 
 
 def _check_name(name: str, *, what: str) -> None:
     """Refuse what could leave the folder of an extraction or upset a terminal."""
-    unprintable = any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name)
+    unprintable = not (name.isascii() and name.isprintable()) and any(
+        unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name
+    )
     if name in ("", ".", "..") or "/" in name or unprintable:
         raise VmaError(f"vma contains unsafe {what} name {ascii(name)[:80]}")
 
@@ -283,9 +285,10 @@ class _Strings:
 
 def _device_rows(raw: bytes) -> list[tuple[int, int, int]]:
     """Rows (number, name pointer, size) of the device table; numbers 0 and 255 are ignored."""
-    rows = layout.DEVICE_STRUCT.iter_unpack(
-        memoryview(raw)[layout.DEVICE_TABLE_OFFSET : layout.FIXED_HEADER_BYTES]
-    )
+    # Nearly all of the table is unused, and unused rows are zeroes.
+    table = raw[layout.DEVICE_TABLE_OFFSET : layout.FIXED_HEADER_BYTES].rstrip(b"\0")
+    table = table.ljust(round_up(len(table), layout.DEVICE_STRUCT.size), b"\0")
+    rows = layout.DEVICE_STRUCT.iter_unpack(table)
     return [
         (vma_dev_id, pointer, size_bytes)
         for vma_dev_id, (pointer, size_bytes) in enumerate(rows)

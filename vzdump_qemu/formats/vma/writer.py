@@ -75,11 +75,21 @@ class VmaWriter:
             VmaError: unknown device, beyond its end, given before, or a length that fits nothing.
         """
         view = memoryview(data).cast("B")
+        return self.add_examined_clusters(vma_dev_id, first_index, view, stored_blocks(view))
+
+    def add_examined_clusters(
+        self, vma_dev_id: int, first_index: int, data: Buffer, stored: npt.NDArray[np.bool_]
+    ) -> list[Buffer]:
+        """As `add_clusters`, for a caller that has looked for the zero blocks already.
+
+        Args:
+            stored: what `stored_blocks` says of ``data``; may be changed.
+        """
+        view = memoryview(data).cast("B")
         device = self._known_device(vma_dev_id)
         if not len(view):
             return []
         self._check_length(device, first_index, len(view))
-        stored = stored_blocks(view)
         masks = block_masks(stored)
         if device.is_vmstate:
             # Readers append stored blocks of a RAM state, so a block left out would be lost.
@@ -128,6 +138,13 @@ class VmaWriter:
             head += len(whole)
         if head < count:
             self._append_slots(slots[head:])
+        return ready
+
+    def flush(self) -> list[Buffer]:
+        """Complete the pending extent if it refers to data, which may change after that."""
+        ready: list[Buffer] = []
+        if self._data:
+            self._flush(ready)
         return ready
 
     def finish(self) -> list[Buffer]:

@@ -15,6 +15,8 @@ from vzdump_qemu.formats.vma import layout
 _WORDS_PER_BLOCK: Final = layout.VMA_BLOCK_BYTES // 8
 # One word per cache line or so decides for almost every block that is not zero.
 _PROBED_WORDS: Final = (0, _WORDS_PER_BLOCK // 2, _WORDS_PER_BLOCK - 1)
+# So few doubtful blocks are copied faster than looked up stretch by stretch.
+_FEW_BLOCKS: Final = 64
 
 
 def stored_blocks(data: memoryview) -> npt.NDArray[np.bool_]:
@@ -51,9 +53,10 @@ def _nonzero_rows(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
             return found
         found[doubtful] = words[doubtful, column] != 0
     doubtful = np.flatnonzero(~found)
-    breaks = np.flatnonzero(np.diff(doubtful) != 1) + 1
-    if not len(doubtful):
+    if len(doubtful) <= _FEW_BLOCKS:
+        found[doubtful] = np.bitwise_or.reduce(words[doubtful], axis=1) != 0
         return found
+    breaks = np.flatnonzero(doubtful[1:] - doubtful[:-1] != 1) + 1
     # Whole stretches of rows are looked at in place; picking rows by number would copy them.
     begins = doubtful[np.concatenate(([0], breaks))].tolist()
     ends = (doubtful[np.concatenate((breaks - 1, [len(doubtful) - 1]))] + 1).tolist()

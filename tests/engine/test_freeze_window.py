@@ -1,0 +1,41 @@
+"""The freeze window's odd ends: whose freeze it is, and guests that are off."""
+
+from __future__ import annotations
+
+from tests.engine.world import World
+from vzdump_qemu import events
+from vzdump_qemu.events import Consistency
+from vzsim.fakeqmp.script import AgentRules, Script
+
+
+def test_freeze_refused_because_another_froze_the_guest_is_not_thawed(world: World) -> None:
+    # The status could not be had, so the refusal itself is what tells.
+    world.script = Script(agent=AgentRules(disabled=("guest-fsfreeze-status",)))
+
+    def freeze(world: World) -> None:
+        agent = world.machine.process.agent
+        assert agent is not None
+        agent.frozen_count = 1
+
+    world.arrange = freeze
+    result = world.run()
+    assert result is not None and result.error is None
+    assert result.consistency is Consistency.CRASH
+    assert "ThawIssued" not in world.names()
+    agent = world.machine.process.agent
+    assert agent is not None and agent.frozen_count == 1
+    assert world.journals.journals == {}
+
+
+def test_guest_that_powered_off_inside_the_window_is_not_waited_for(world: World) -> None:
+    def power_off(event: events.Event) -> None:
+        world.told.append(event)
+        if isinstance(event, events.JobStartIssued):
+            world.machine.process.control.guest_powers_off()
+
+    world._emit = power_off  # type: ignore[method-assign]
+    result = world.run()
+    assert result is not None and result.error is None
+    assert not world.told_of(events.UndoFailed)
+    window_s = result.freeze_window_s
+    assert window_s is not None and window_s < 10

@@ -1,0 +1,116 @@
+"""What a run has to put back, and where that is kept: the values and the port of its journal.
+
+Owns the kinds of reversals and what is true of each; doing them is `engine.recovery`'s, keeping
+them `stores.run_journal`'s. Source: architecture, section 6.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class ReversalKind(enum.Enum):
+    """What can have to be put back, by this process or by another after its death."""
+
+    THAW = "thaw"
+    CANCEL_JOB = "cancel-job"
+    CLOSE_FD = "close-fd"
+    RESUME = "resume"
+    START = "start"
+    STOP_QEMU = "stop-qemu"
+    DETACH = "detach"
+    RELEASE_DISK = "release-disk"
+    STOP_NBD = "stop-nbd"
+    FREE_FLEECING = "free-fleecing"
+    REMOVE_FILE = "remove-file"
+    REMOVE_TREE = "remove-tree"
+    UNLOCK = "unlock"
+
+    @property
+    def outlives_reboot(self) -> bool:
+        """Whether what it puts back is still there once the host has started anew.
+
+        Everything else ended with the processes; a VM that runs then was started by its operator,
+        and one that is off is left so.
+        """
+        return self in _OUTLIVING
+
+    @property
+    def needs_lock(self) -> bool:
+        """Whether it changes what QEMU is doing or has attached, so that the VM stays locked.
+
+        A guest that is frozen or stands still does not: its operator must get at it.
+        """
+        return self in _LOCKED
+
+
+_OUTLIVING = frozenset(
+    {
+        ReversalKind.FREE_FLEECING,
+        ReversalKind.REMOVE_FILE,
+        ReversalKind.REMOVE_TREE,
+        ReversalKind.UNLOCK,
+    }
+)
+_LOCKED = frozenset(
+    {
+        ReversalKind.CANCEL_JOB,
+        ReversalKind.CLOSE_FD,
+        ReversalKind.STOP_QEMU,
+        ReversalKind.DETACH,
+        ReversalKind.RELEASE_DISK,
+        ReversalKind.STOP_NBD,
+        ReversalKind.FREE_FLEECING,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reversal:
+    """One act that puts something back; idempotent.
+
+    Attributes:
+        names: what it is about: the job's target, a descriptor name, node names, volume ids or
+            a path, by kind; empty where the VM itself is meant. RELEASE_DISK: number of the
+            disk, QOM path of its device, its own node; STOP_NBD: socket path, then export ids.
+    """
+
+    kind: ReversalKind
+    names: tuple[str, ...] = ()
+
+
+class Journal(Protocol):
+    """What one run on one VM would have to put back, kept where a killed run cannot lose it."""
+
+    @property
+    def open_entries(self) -> Sequence[tuple[int, Reversal]]:
+        """Noted and not struck, oldest first: on opening, what a killed run left."""
+        ...
+
+    async def note(self, reversal: Reversal) -> int:
+        """Keep a reversal durably, before the act it reverses; return its index."""
+        ...
+
+    def strike(self, index: int) -> None:
+        """It was put back, or nothing is left of it. Cheap; losing it costs a second try."""
+        ...
+
+
+class Journals(Protocol):
+    """The journals of a node's VMs."""
+
+    def open(self, vmid: int) -> AbstractAsyncContextManager[Journal]:
+        """Own one VM's journal, and have somebody watch over our death meanwhile.
+
+        Raises VmLocked on entering if a living process owns it. On leaving, a journal without
+        open entries is forgotten.
+        """
+        ...
+
+    async def list_vmids(self) -> Sequence[int]:
+        """VMs with a journal, ascending."""
+        ...

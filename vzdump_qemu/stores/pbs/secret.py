@@ -1,0 +1,103 @@
+"""Secrets: passwords, token secrets and passphrases, and where they are read from.
+
+Owns reading them from the environment, a file or a systemd credential, never from arguments, and
+that no text made of them shows them. Who the secret belongs to is left to `login` and
+`key_loading`. Source: host behaviour 5.8; PBS formats, section 2.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from vzdump_qemu.errors import PbsError
+
+# What anybody has to type or paste; a longer one is a wrong file.
+SECRET_BYTES_MAX: Final = 4096
+# Where systemd puts the credentials of a unit.
+_CREDENTIALS_DIRECTORY: Final = "CREDENTIALS_DIRECTORY"
+
+
+class Secret:
+    """A secret text that shows itself to `reveal` alone."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The secret, for the wire and for deriving keys."""
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._text.encode(), other._text.encode())
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not to be copied into files")
+
+
+def read_secret_file(path: str) -> Secret:
+    """The first line of a file, as password files of a node have it.
+
+    Raises:
+        PbsError: it cannot be read, is empty, too long or no text.
+    """
+    try:
+        with open(path, "rb") as source:
+            raw = source.read(SECRET_BYTES_MAX + 1)
+    except OSError as error:
+        raise PbsError(f"unable to read secret file '{path}' - {error.strerror}") from error
+    if len(raw) > SECRET_BYTES_MAX:
+        raise PbsError(f"secret file '{path}' is too long")
+    return _first_line(raw, f"secret file '{path}'")
+
+
+def find_secret(
+    name: str, environment: Mapping[str, str], *, credential_name: str = ""
+) -> Secret | None:
+    """A secret that the environment holds or leads to; None if it says nothing of it.
+
+    In this order: the variable `name` itself; a file that ``name_FILE`` names, as the client of
+    the original has it; a systemd credential.
+
+    Args:
+        credential_name: of a credential given to our unit; empty for none.
+
+    Raises:
+        PbsError: the environment names a file that cannot be used.
+    """
+    if name in environment:
+        return _first_line(environment[name].encode(errors="surrogateescape"), name)
+    if path := environment.get(f"{name}_FILE"):
+        return read_secret_file(path)
+    directory = environment.get(_CREDENTIALS_DIRECTORY)
+    if directory and credential_name:
+        path = os.path.join(directory, credential_name)
+        if os.path.exists(path):
+            return read_secret_file(path)
+    return None
+
+
+def _first_line(raw: bytes, what: str) -> Secret:
+    # A line is never quoted in an error: it is the secret.
+    line = raw.split(b"\n", 1)[0].rstrip(b"\r")
+    if not line:
+        raise PbsError(f"{what} is empty")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        raise PbsError(f"{what} is no UTF-8 text") from None
+    if not text.isprintable():
+        raise PbsError(f"{what} holds control characters")
+    return Secret(text)

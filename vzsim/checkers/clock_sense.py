@@ -1,0 +1,39 @@
+"""G3 and the clock: a name tells a time at which the tool ran, a length what really passed.
+
+The wall clock may jump while the tool runs: back, forward, into summer time and out of it. The
+time in an archive's name must then be one that the clock showed meanwhile, and a length that the
+tool tells must come from the clock that does not jump. Failure mode 83.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+from vzsim.evidence import Evidence
+
+_TIME_IN_NAME = re.compile(r"-(\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d)\.")
+_TIME_FORMAT = "%Y_%m_%d-%H_%M_%S"
+_TOLD_LENGTH = re.compile(r"\bduration_s=(-?[0-9.e+-]+)")
+# Names have whole seconds.
+_GRAIN = timedelta(seconds=1)
+
+
+def check(evidence: Evidence) -> list[str]:
+    """One line per violation."""
+    found = []
+    for path in evidence.new_archives():
+        match = _TIME_IN_NAME.search(path)
+        if match and not _was_shown(evidence, datetime.strptime(match[1], _TIME_FORMAT)):
+            found.append(f"{path} is named after a time at which the tool did not run")
+    for line in evidence.observed.public_lines:
+        for text in _TOLD_LENGTH.findall(line):
+            if not -0.001 <= float(text) <= evidence.duration_s + 1.0:
+                found.append(
+                    f"a length of {float(text):.1f} s is told, {evidence.duration_s:.1f} s passed"
+                )
+    return found
+
+
+def _was_shown(evidence: Evidence, time: datetime) -> bool:
+    return any(first - _GRAIN <= time <= last for first, last in evidence.local_spans)

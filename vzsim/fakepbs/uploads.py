@@ -1,0 +1,86 @@
+"""What a server makes of an uploaded chunk or blob before it keeps it.
+
+Owns the checks of length, encoding, digest and sum. The work is pure, so that a server may do it
+in a thread. Source: PBS formats, sections 4 and 6.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+from vzdump_qemu.errors import PbsError
+from vzdump_qemu.formats.pbs import layout
+from vzdump_qemu.formats.pbs.data_blob import BlobDecoder, DataBlob
+from vzdump_qemu.formats.pbs.digest import chunk_digest
+from vzsim.fakepbs.requests import ApiError, Request
+
+_T = TypeVar("_T")
+
+
+class Offload(Protocol):
+    """Where the work is done: in place, or in a thread (`asyncio.to_thread`)."""
+
+    def __call__(self, work: Callable[[], _T], /) -> Awaitable[_T]: ...
+
+
+async def in_place(work: Callable[[], _T], /) -> _T:
+    """Do it here and now, as a simulation needs it."""
+    return work()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadedChunk:
+    """A chunk that a client announced.
+
+    Attributes:
+        content_bytes: length of the content as announced.
+        encoded_bytes: length of the body as announced.
+    """
+
+    digest: bytes
+    content_bytes: int
+    encoded_bytes: int
+    request: Request = field(repr=False)
+
+    def check(self) -> bytes:
+        """The chunk as it is to be stored, with the right sum.
+
+        Raises:
+            ApiError: not what was announced; of an encrypted chunk only the length is known.
+        """
+        body_bytes = self.request.body_bytes
+        if body_bytes > self.encoded_bytes:
+            raise ApiError("uploaded chunk is larger than announced.")
+        if body_bytes != self.encoded_bytes:
+            raise ApiError("uploaded chunk has unexpected size.")
+        try:
+            parsed = DataBlob.parse(self.request.body)
+            parsed = replace(parsed, crc=zlib.crc32(parsed.payload))
+            if not parsed.kind.is_encrypted:
+                self._check_content(parsed)
+        except PbsError as error:
+            raise ApiError(error.message) from error
+        return parsed.to_bytes()
+
+    def _check_content(self, parsed: DataBlob) -> None:
+        content = BlobDecoder().decode(parsed, content_bytes_max=layout.CHUNK_BYTES_MAX)
+        if len(content) != self.content_bytes:
+            raise ApiError(
+                f"detected chunk with wrong length ({self.content_bytes} != {len(content)})"
+            )
+        if chunk_digest(content) != self.digest:
+            raise ApiError("detected chunk with wrong digest.")
+
+
+def check_data_blob(request: Request, encoded_bytes: int) -> bytes:
+    """An uploaded blob as it is to be stored. Raises: ApiError."""
+    if request.body_bytes != encoded_bytes:
+        raise ApiError(f"got blob with unexpected length ({encoded_bytes} != {request.body_bytes})")
+    try:
+        DataBlob.parse(request.body).check_crc()
+    except PbsError as error:
+        raise ApiError(error.message) from error
+    return request.body
