@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SIM := --exhaustive --exhaustive --seeds 2000 --jobs 2
 
 .PHONY: demo test lint type integration explore mutants benchmarks clean
 
@@ -11,6 +12,11 @@ demo: $(VENV)/ready-run
 
 test: $(VENV)/ready-test
 	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/vzsim explore $(SIM)
+
+# Every fault at every site, pairs in the freeze window and at publishing, and 2,000 seeds.
+sim: $(VENV)/ready-test
+	$(BIN)/vzsim explore $(SIM)
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
@@ -24,9 +30,9 @@ type: $(VENV)/ready-test
 integration: $(VENV)/ready-test
 	$(BIN)/python -m pytest integration
 
-# Simulated backups with faults drawn by seed, until a minute is over.
-explore: $(VENV)/ready-test
-	$(BIN)/vzsim explore --seeds 1000000 --jobs 2 --time-limit 60
+# Simulated backups with faults drawn by seed, each time others, until it is stopped.
+soak: $(VENV)/ready-test
+	$(BIN)/vzsim explore --seeds 1000000000 --first-seed $$(date +%s)000 --jobs $$(nproc)
 
 # The checkers can see: each protective act taken out in turn, and found out.
 mutants: $(VENV)/ready-test

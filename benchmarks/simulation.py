@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vzsim.explore import ExploreOptions, list_tokens, replay
+from vzsim.explore import replay
+from vzsim.run_lists import ExploreOptions, list_tokens
 from vzsim.scenario import load_scenarios
 from vzsim.token import Token
 

@@ -25,6 +25,7 @@ class ReversalKind(enum.Enum):
     DETACH = "detach"
     RELEASE_DISK = "release-disk"
     STOP_NBD = "stop-nbd"
+    DROP_BITMAPS = "drop-bitmaps"
     FREE_FLEECING = "free-fleecing"
     REMOVE_FILE = "remove-file"
     REMOVE_TREE = "remove-tree"
@@ -40,12 +41,20 @@ class ReversalKind(enum.Enum):
         return self in _OUTLIVING
 
     @property
-    def needs_lock(self) -> bool:
-        """Whether it changes what QEMU is doing or has attached, so that the VM stays locked.
+    def waits_for(self) -> frozenset[ReversalKind]:
+        """Kinds that come first: while one of them is open, this one is not done.
 
-        A guest that is frozen or stands still does not: its operator must get at it.
+        The VM stays locked while its QEMU has something of ours, and an image stays while QEMU
+        has it open. A guest that is frozen or stands still does not keep the lock: its operator
+        must get at it.
         """
-        return self in _LOCKED
+        match self:
+            case ReversalKind.UNLOCK:
+                return _IN_QEMU | {ReversalKind.FREE_FLEECING}
+            case ReversalKind.FREE_FLEECING:
+                return _IN_QEMU
+            case _:
+                return frozenset()
 
 
 _OUTLIVING = frozenset(
@@ -56,7 +65,7 @@ _OUTLIVING = frozenset(
         ReversalKind.UNLOCK,
     }
 )
-_LOCKED = frozenset(
+_IN_QEMU = frozenset(
     {
         ReversalKind.CANCEL_JOB,
         ReversalKind.CLOSE_FD,
@@ -64,7 +73,6 @@ _LOCKED = frozenset(
         ReversalKind.DETACH,
         ReversalKind.RELEASE_DISK,
         ReversalKind.STOP_NBD,
-        ReversalKind.FREE_FLEECING,
     }
 )
 
@@ -76,7 +84,8 @@ class Reversal:
     Attributes:
         names: what it is about: the job's target, a descriptor name, node names, volume ids or
             a path, by kind; empty where the VM itself is meant. RELEASE_DISK: number of the
-            disk, QOM path of its device, its own node; STOP_NBD: socket path, then export ids.
+            disk, QOM path of its device, its own node; STOP_NBD: socket path, then export ids;
+            DROP_BITMAPS: the bitmaps' name, then the nodes.
     """
 
     kind: ReversalKind

@@ -6,8 +6,13 @@ Heavy modules load only in the verb that needs them, so that ``--help`` is insta
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from vzsim.explore import Tally
 
 _DISK_DEFAULT = "scsi0=64M"
 
@@ -59,6 +64,8 @@ def serve(
 
     if bool(qmp_paths) is bool(pbs_directory):
         raise click.UsageError("either --qmp or --pbs is needed")
+    if pbs_directory and (agent_path or disks or paused):
+        raise click.UsageError("--pbs goes with --script and --port alone")
     try:
         if pbs_directory:
             from vzsim.fakepbs.service import serve_pbs
@@ -109,9 +116,9 @@ def explore(
 ) -> None:
     """Simulate many backups of SYSTEM with faults; exit 1 if a guarantee was ever violated."""
     from vzdump_qemu.errors import ConfigError
-    from vzsim.explore import ExploreOptions
     from vzsim.explore import explore as explore_all
     from vzsim.explore_table import render_heading, render_tally
+    from vzsim.run_lists import ExploreOptions
     from vzsim.scenario import choose_scenarios
 
     try:
@@ -128,11 +135,24 @@ def explore(
             stop_early=stop_early,
         )
         click.echo(render_heading(options))
-        tally = explore_all(options)
+        tally = explore_all(options, _telling_every_minute())
     except (ConfigError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(render_tally(tally), nl=False)
     sys.exit(1 if tally.violations else 0)
+
+
+def _telling_every_minute() -> Callable[[Tally], None]:
+    told_s = 0.0
+
+    def tell(tally: Tally) -> None:
+        nonlocal told_s
+        if tally.real_s - told_s >= 60:
+            told_s = tally.real_s
+            text = f"{tally.real_s:.0f} s: {tally.run_count} runs, "
+            click.echo(f"{text}{len(tally.violations)} violations", err=True)
+
+    return tell
 
 
 @main.command("check-schema")

@@ -38,6 +38,11 @@ class Span:
     total_s: float = 0.0
     since_s: float | None = None
 
+    @property
+    def holds(self) -> bool:
+        """As the last look found it."""
+        return self.since_s is not None
+
     def look(self, *, holds: bool, now_s: float) -> bool:
         """Take one look; True if the condition began or ended."""
         if holds == (self.since_s is not None):

@@ -1,82 +1,29 @@
 """Exploring: scenarios × fault scripts × seeds, many runs, one verdict.
 
-Owns which runs are made, spreading them over processes, and the sums. What a run is belongs to
-`vzsim.simulation`; how sums are shown to `vzsim.explore_table`.
+Owns spreading the runs over processes, and the sums. Which runs are made belongs to
+`vzsim.run_lists`, what a run is to `vzsim.simulation`, how sums are shown to
+`vzsim.explore_table`.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.pool
+import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 from vzdump_qemu.errors import ConfigError
-from vzsim.faults import FaultScript
-from vzsim.faults.draw import Place, census, draw_script, list_doubles, list_singles
-from vzsim.kernel import Chance
-from vzsim.scenario import Scenario, load_scenarios
-from vzsim.simulation import DEFAULT_SYSTEM, SECOND_PREFIX, Report, System, load_system, simulate
+from vzsim.run_lists import ExploreOptions, known_scenarios, known_system, list_tokens
+from vzsim.simulation import DEFAULT_SYSTEM, SECOND_PREFIX, Report, simulate
 from vzsim.token import Token
 
 # Runs handed to a process at a time: enough to keep it busy, few enough to stop in time.
 _CHUNK = 16
-# Runs that fail in different ways, so that the sites of every undo are known.
-_SCOUTS = (
-    "backup#1: job-fails",
-    "cancel-tool@clock.sleep#1",
-    "cancel-tool@agent.thaw#1",
-    "cancel-tool@intake.finish#1",
-    "agent.freeze#1: stall 700s",
-    "agent.thaw#1: error",
-    "query-proxmox-support#1: error",
-    "start-vm@clock.sleep#1",
-    "qemu-dies@clock.sleep#1",
-    "files.rename#1: eio",
-)
-_KILLED_SCOUTS = (
-    "kill-tool@agent.thaw#1",
-    "kill-tool@clock.sleep#1",
-    "kill-tool@qmp.connect#4",
-    "kill-tool@intake.publish#1",
-    "kill-tool-after@getfd#1",
-    "kill-tool-after@power.suspend#1",
-    "kill-tool-after@power.shut_down#1",
-    "kill-tool-after@power.start_paused#1",
-    "kill-tool@packer.begin#1",
-    "power-loss@clock.sleep#1",
-)
-_TURN_STRIDE = 13
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExploreOptions:
-    """What to explore.
-
-    Attributes:
-        seed_count: runs with faults drawn by seed, over all scenarios in turn.
-        first_seed: where seeds begin.
-        exhaustive: 0, or every single fault (1), or pairs in the focus as well (2).
-        time_limit_s: no new runs after that; 0 means no limit.
-        log_directory: one event log per run; empty for none.
-        with_kills: the tool may be killed as well.
-        stop_early: no new runs after the first that violates something.
-    """
-
-    system: str = DEFAULT_SYSTEM
-    scenarios: tuple[str, ...] = ()
-    seed_count: int = 200
-    first_seed: int = 1
-    exhaustive: int = 0
-    job_count: int = 1
-    time_limit_s: float = 0.0
-    log_directory: str = ""
-    with_kills: bool = True
-    stop_early: bool = False
 
 
 @dataclass(slots=True)
@@ -120,102 +67,12 @@ class Tally:
         self.violations += other.violations
 
 
-@cache
-def _scenarios() -> dict[str, Scenario]:
-    return load_scenarios()
-
-
-@cache
-def _system(name: str) -> System:
-    return load_system(name)
-
-
 def replay(token: Token, *, system: str = DEFAULT_SYSTEM) -> Report:
     """Make the run of a token. Raises ConfigError for a scenario that does not exist."""
-    scenario = _scenarios().get(token.scenario)
+    scenario = known_scenarios().get(token.scenario)
     if scenario is None:
         raise ConfigError(f"no scenario '{token.scenario}'")
-    return simulate(_system(system), scenario, token.faults, token.seed)
-
-
-@cache
-def _places_of_run(system: str, scenario_name: str, script: str) -> tuple[Place, ...]:
-    report = simulate(
-        _system(system), _scenarios()[scenario_name], FaultScript.parse(script), seed=0
-    )
-    places = census(report.visit_counts, report.families)
-    return tuple(place for place in places if not place.site.startswith(SECOND_PREFIX))
-
-
-def _scouts_for(system: str, scenario_name: str, *, with_kills: bool) -> list[str]:
-    """The scouts whose fault would happen; any other ends as the run without one does."""
-    last_uses: dict[str, int] = {}
-    for place in _places_of_run(system, scenario_name, ""):
-        last_uses[place.site] = max(place.nth, last_uses.get(place.site, 0))
-    texts = _SCOUTS + (_KILLED_SCOUTS if with_kills else ())
-    return [
-        text
-        for text in texts
-        if all(last_uses.get(f.site, 0) >= f.nth for f in FaultScript.parse(text).faults)
-    ]
-
-
-def scout(system: str, scenario_name: str, *, with_kills: bool) -> tuple[Place, ...]:
-    """All places of a scenario that we know of, from runs that end in different ways."""
-    texts = ["", *_scouts_for(system, scenario_name, with_kills=with_kills)]
-    places = {place for text in texts for place in _places_of_run(system, scenario_name, text)}
-    return tuple(sorted(places))
-
-
-def _take_turn(
-    system: str, scenario_name: str, turn_index: int, *, with_kills: bool
-) -> tuple[tuple[Place, ...], str]:
-    """Places from the plain run and one scout's, and the site whose turn it is.
-
-    Each scout comes round in turn, and each site: one that only this scout found, then one of the
-    plain run.
-    """
-    plain = _places_of_run(system, scenario_name, "")
-    texts = _scouts_for(system, scenario_name, with_kills=with_kills)
-    if not texts:
-        sites = sorted({place.site for place in plain})
-        return plain, sites[turn_index % len(sites)] if sites else ""
-    round_index, scout_index = divmod(turn_index, len(texts))
-    found = _places_of_run(system, scenario_name, texts[scout_index])
-    known = {place.site for place in plain}
-    added = sorted({place.site for place in found} - known)
-    if added and round_index % 2 == 0:
-        site = added[round_index // 2 % len(added)]
-    else:
-        site = sorted(known)[turn_index % len(known)]
-    return tuple(sorted({*plain, *found})), site
-
-
-def list_tokens(options: ExploreOptions) -> Iterator[Token]:
-    """Every run that these options ask for."""
-    names = options.scenarios or tuple(_scenarios())
-    for name in names:
-        if options.exhaustive:
-            plain = simulate(_system(options.system), _scenarios()[name], FaultScript(), 0)
-            places = census(plain.visit_counts, plain.families)
-            yield Token(scenario=name, seed=0, script="")
-            lists = [list_singles(places, with_kills=options.with_kills)]
-            if options.exhaustive > 1:
-                lists.append(list_doubles(places, with_kills=options.with_kills))
-            for scripts in lists:
-                for script in scripts:
-                    yield Token(scenario=name, seed=0, script=script.render())
-    for seed in range(options.first_seed, options.first_seed + options.seed_count):
-        turn_count, name_index = divmod(seed, len(names))
-        name = names[name_index]
-        # Scenarios of one kind share their sites: they begin at different ones.
-        turn_index = turn_count + _TURN_STRIDE * name_index
-        places_of, site = _take_turn(
-            options.system, name, turn_index, with_kills=options.with_kills
-        )
-        stream = Chance(seed).of("faults").stream()
-        script = draw_script(stream, places_of, with_kills=options.with_kills, first_site=site)
-        yield Token(scenario=name, seed=seed, script=script.render())
+    return simulate(known_system(system), scenario, token.faults, token.seed)
 
 
 def _run_chunk(work: tuple[tuple[Token, ...], str, str]) -> Tally:
@@ -246,8 +103,14 @@ def _chunks(
         yield tuple(held), options.system, options.log_directory
 
 
-def explore(options: ExploreOptions) -> Tally:
-    """Make all runs (until the time is over) and add them up."""
+def explore(
+    options: ExploreOptions, progress: Callable[[Tally], None] = lambda tally: None
+) -> Tally:
+    """Make all runs (until the time is over, or until it is interrupted) and add them up.
+
+    Args:
+        progress: called after every few runs.
+    """
     if options.log_directory:
         Path(options.log_directory).mkdir(parents=True, exist_ok=True)
     began_s = time.monotonic()
@@ -261,15 +124,23 @@ def explore(options: ExploreOptions) -> Tally:
                 return
             yield chunk
 
-    if options.job_count <= 1:
-        for chunk in bounded():
-            total.add(_run_chunk(chunk))
-    else:
-        with multiprocessing.get_context("spawn").Pool(options.job_count) as pool:
-            for tally in _spread(pool, bounded(), options.job_count):
-                total.add(tally)
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        if options.job_count <= 1:
+            tallies: Iterator[Tally] = map(_run_chunk, bounded())
+        else:
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(context.Pool(options.job_count, _leave_interrupts_to_us))
+            tallies = _spread(pool, bounded(), options.job_count)
+        for tally in tallies:
+            total.add(tally)
+            total.real_s = time.monotonic() - began_s
+            progress(total)
     total.real_s = time.monotonic() - began_s
     return total
+
+
+def _leave_interrupts_to_us() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _spread(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from vzsim.explore import ExploreOptions, Tally, first_tokens
+from vzsim.explore import Tally, first_tokens
+from vzsim.run_lists import ExploreOptions
 
 _VIOLATION_GROUPS_MAX = 40
 _COLUMNS = 3

@@ -43,7 +43,6 @@ class Others:
 
     Attributes:
         is_acting: a command that comes now is not the tool's.
-        has_foreign_job: a backup job of another tool is or was there.
         taken_lock: the VM's lock that another operation took meanwhile, or empty.
         leaked_fds: descriptors that a child of QEMU keeps.
     """
@@ -54,7 +53,7 @@ class Others:
         self._tasks: set[asyncio.Task[None]] = set()
         self._mirror: Job | None = None
         self.is_acting = False
-        self.has_foreign_job = False
+        self._has_told_done = False
         self.taken_lock = ""
         self.leaked_fds: list[int] = []
 
@@ -81,7 +80,7 @@ class Others:
         if scenario.busy_disk:
             self._start_mirror(f"drive-{scenario.busy_disk}")
         if scenario.foreign_job:
-            self._start_foreign_job()
+            self._start_job(_FOREIGN_FD_NAME)
         if scenario.has_left_over_job:
             self._start_job(_LEFT_OVER_FD_NAME)
 
@@ -98,7 +97,6 @@ class Others:
         self.taken_lock = ""
         if self.has_foreign_job and scene.machine.run_state is not None:
             scene.machine.process.backup.cancel()
-        self.has_foreign_job = False
         if self._mirror is not None and scene.machine.run_state is not None:
             jobs = scene.machine.process.jobs
             if jobs.has(self._mirror.job_id):
@@ -255,11 +253,7 @@ class Others:
     def _start_other_job(self, length_s: float) -> None:
         if self._scene.machine.run_state is not None:
             self._scene.machine.process.backup.cancel()
-            self._start_foreign_job()
-
-    def _start_foreign_job(self) -> None:
-        """Another tool backs this VM up, to a place of its own."""
-        self.has_foreign_job = self._start_job(_FOREIGN_FD_NAME)
+            self._start_job(_FOREIGN_FD_NAME)
 
     def _start_job(self, fd_name: str) -> bool:
         """A backup job whose target somebody reads; False if QEMU refuses it now."""
@@ -290,14 +284,28 @@ class Others:
         self._spawn(_read_all(pipe))
         return True
 
+    @property
+    def has_foreign_job(self) -> bool:
+        """A backup job of another tool is there."""
+        machine = self._scene.machine
+        if machine.run_state is None or machine.process.backup.run is None:
+            return False
+        target = f"/dev/fdname/{_FOREIGN_FD_NAME}"
+        return machine.process.backup.query().get("backup-file") == target
+
+    def note_query(self) -> None:
+        """The tool asks for the job, and so knows whether it has ended well."""
+        if not self.is_acting:
+            status = self._scene.machine.process.backup.query().get("status")
+            self._has_told_done = status == "done"
+
     def note_cancel(self, name: str) -> None:
         """The tool sends a cancel: is it its own job that it cancels, and is it not over yet?"""
         if self.is_acting:
             return
-        backup = self._scene.machine.process.backup
-        if backup.run is not None and self.has_foreign_job:
+        if self.has_foreign_job:
             self._harm(f"{name} was sent to another's job")
-        if backup.run is None and backup.query().get("status") == "done":
+        if self._has_told_done:
             self._harm(f"{name} was sent after the job had ended well")
 
     def _harm(self, text: str) -> None:
@@ -357,7 +365,6 @@ class Others:
         for fd in self.leaked_fds:
             scene.host.descriptors.close(fd)
         self.leaked_fds.clear()
-        self.has_foreign_job = False
         self._mirror = None
         scene.machine.end_process()
         scene.files.lose_power(self._power_stream)

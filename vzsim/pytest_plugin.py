@@ -1,4 +1,4 @@
-"""Fixtures for tests of anything that talks to QEMU: a fake monitor, agent, node, virtual time.
+"""Fixtures for tests of anything that talks to QEMU or a backup server, and virtual time.
 
 Loaded by pytest where `vzsim` is installed. Example, a test of somebody's QMP client that takes a
 path to a socket::
@@ -16,6 +16,13 @@ and one of code on the ports of `vzdump_qemu.ports`, in virtual time, with an ho
             await asyncio.sleep(3600)
         sim.run(wait())
         assert sim.time_s == 3600
+
+and one of a backup client, against a server with TLS on the loopback::
+
+    async def test_client_finds_the_datastore_empty(fake_pbs):
+        async with fake_pbs.serving() as server:
+            client = await MyClient.connect(server.repository, server.token_secret)
+            assert await client.groups() == []
 """
 
 from __future__ import annotations

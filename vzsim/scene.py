@@ -189,16 +189,18 @@ class Scene:
 
     def look(self) -> None:
         """Notice what holds at this instant."""
-        now_s = self.loop.time()
-        machine = self.machine
+        machine, observed = self.machine, self.observed
         state = machine.run_state
-        agent = machine.process.agent if state is not None else None
-        # A guest that stands still anyway misses nothing by being frozen, and cannot be thawed.
-        frozen = agent is not None and agent.is_frozen and state is RunState.RUNNING
-        if self.observed.frozen.look(holds=frozen, now_s=now_s):
-            self.log.tell(Lane.GUEST, "frozen" if frozen else "thawed")
         halted = state is not RunState.RUNNING
-        if self.observed.halted.look(holds=halted, now_s=now_s):
+        agent = None if halted else machine.process.agent
+        # A guest that stands still anyway misses nothing by being frozen, and cannot be thawed.
+        frozen = agent is not None and agent.is_frozen
+        if frozen is observed.frozen.holds and halted is observed.halted.holds:
+            return
+        now_s = self.loop.time()
+        if observed.frozen.look(holds=frozen, now_s=now_s):
+            self.log.tell(Lane.GUEST, "frozen" if frozen else "thawed")
+        if observed.halted.look(holds=halted, now_s=now_s):
             self.log.tell(Lane.GUEST, f"stands still ({_name(state)})" if halted else "runs")
 
     def command_came(self, name: str, arguments: Mapping[str, Any]) -> None:
@@ -210,6 +212,8 @@ class Scene:
             self.writer.hurry()
         if name in _CHANGES and self._was_unlocked() and not self.others.is_acting:
             self.observed.unlocked_acts.append(name)
+        if name == "query-backup":
+            self.others.note_query()
         if name in ("backup-cancel", "block-job-cancel"):
             self.others.note_cancel(name)
 

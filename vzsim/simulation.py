@@ -24,7 +24,7 @@ from vzsim.faults import Family, Fault, FaultScript, Kind, Plane
 from vzsim.faults.host import FaultyClock, FaultyCommands, FaultyJournals, FaultyNode
 from vzsim.faults.packer import FaultyPacker
 from vzsim.faults.store import FaultyStore, watch_files
-from vzsim.kernel import Chance, Deadlock, SimulatedLoop
+from vzsim.kernel import Chance, Deadlock, SimulatedLoop, collecting_seldom
 from vzsim.scenario import Scenario
 from vzsim.scene import SECRET, VMID, Scene
 from vzsim.world.clock import SimulatedIds
@@ -135,6 +135,11 @@ def load_system(name: str = DEFAULT_SYSTEM) -> System:
 
 def simulate(system: System, scenario: Scenario, script: FaultScript, seed: int) -> Report:
     """Run one backup with faults, heal, run another; judge both."""
+    with collecting_seldom():
+        return _simulate(system, scenario, script, seed)
+
+
+def _simulate(system: System, scenario: Scenario, script: FaultScript, seed: int) -> Report:
     loop = SimulatedLoop(Chance(seed).of("schedule").stream())
     loop.set_exception_handler(lambda loop, context: None)
     trial = _Trial(system, scenario, script, seed=seed, loop=loop)

@@ -282,7 +282,7 @@ def test_undo_that_failed_is_tried_again_and_told_once(undoing: Undoing) -> None
 
 def test_lock_goes_after_what_succeeds_only_when_tried_again(undoing: Undoing) -> None:
     async def scene() -> None:
-        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK, is_last=True)
+        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK)
         await undoing.stack.push("thaw", FailsTwice(undoing), DETACH)
         await undoing.stack.unwind()
         assert undoing.done == ["thaw", "unlock"]
@@ -295,7 +295,7 @@ def test_lock_stays_while_what_needs_it_stays_open(
     undoing: Undoing, kind: Reversal, done: list[str]
 ) -> None:
     async def scene() -> None:
-        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK, is_last=True)
+        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK)
         await undoing.stack.push("it", undoing.act("", error=GuestError("no")), kind)
         await undoing.stack.unwind()
         assert undoing.done == done
@@ -307,7 +307,7 @@ def test_lock_stays_while_what_needs_it_stays_open(
 def test_cancelling_between_two_attempts_ends_the_trying(undoing: Undoing) -> None:
     async def scene() -> None:
         attempts = FailsTwice(undoing)
-        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK, is_last=True)
+        await undoing.stack.push("unlock", undoing.act("unlock"), UNLOCK)
         await undoing.stack.push("thaw", attempts, THAW)
         task = asyncio.ensure_future(undoing.stack.unwind())
         await asyncio.sleep(0.5)

@@ -37,7 +37,8 @@ def look_for_violation(
     seed_count_max: int, scenarios: tuple[str, ...], known: Set[str]
 ) -> Finding | None:
     """The first violation that is not a known one, over the seeds from 1 on."""
-    from vzsim.explore import ExploreOptions, explore
+    from vzsim.explore import explore
+    from vzsim.run_lists import ExploreOptions
 
     first_seed = 1
     while first_seed <= seed_count_max:
@@ -58,7 +59,8 @@ def look_for_violation(
 
 def list_violations(seed_count: int, scenarios: tuple[str, ...]) -> list[Finding]:
     """All violations, the first of each kind in each scenario."""
-    from vzsim.explore import ExploreOptions, explore
+    from vzsim.explore import explore
+    from vzsim.run_lists import ExploreOptions
 
     tally = explore(ExploreOptions(scenarios=scenarios, seed_count=seed_count, job_count=2))
     found: dict[str, Finding] = {}

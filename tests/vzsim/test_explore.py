@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from vzdump_qemu.errors import ConfigError
 from vzsim.cli import main
-from vzsim.explore import ExploreOptions, explore, first_tokens, list_tokens
+from vzsim.explore import explore, first_tokens
 from vzsim.explore_table import render_tally
+from vzsim.run_lists import ExploreOptions, list_tokens
 from vzsim.simulation import load_system
 from vzsim.token import Token
 

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from vzdump_qemu.errors import ConfigError
-from vzsim.explore import scout
 from vzsim.faults import ACTS, KILLS, KINDS_OF, Family, Fault, FaultScript, Kind
 from vzsim.faults.draw import Place, draw_script, faults_at, list_doubles, list_singles
+from vzsim.run_lists import scout
 from vzsim.scenario import Scenario
 from vzsim.simulation import load_system, simulate
 from vzsim.token import Token
@@ -74,8 +74,22 @@ def test_singles_and_doubles_cover_every_kind_at_every_place() -> None:
         Kind.EDQUOT,
         Kind.POWER_LOSS,
     }
+    assert list(list_doubles(places, with_kills=True)) == []
+
+
+def test_doubles_are_pairs_within_the_window_and_within_the_publishing() -> None:
+    places = [
+        Place(site="agent.thaw", nth=1, family=Family.AGENT.value),
+        Place(site="backup", nth=1, family=Family.QMP_BACKUP.value),
+        Place(site="files.fsync", nth=1, family=Family.FILES_SYNC.value),
+        Place(site="files.rename", nth=1, family=Family.FILES_RENAME.value),
+    ]
     doubles = list(list_doubles(places, with_kills=True))
-    assert len(doubles) == len(ours) * (len(singles) - len(ours))
+    assert len(doubles) == len(set(doubles)) > 50
+    pairs = {tuple(fault.site for fault in script.faults) for script in doubles}
+    assert pairs == {("agent.thaw", "backup"), ("files.fsync", "files.rename")}
+    kinds = {fault.kind for script in doubles for fault in script.faults}
+    assert {Kind.KILL_TOOL, Kind.JOB_FAILS, Kind.POWER_LOSS, Kind.EIO} <= kinds
 
 
 def test_drawn_script_depends_on_the_seed_alone() -> None:

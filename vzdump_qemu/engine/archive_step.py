@@ -54,9 +54,20 @@ class ArchiveStep:
     found: PowerFound
     power: PowerState
     attachments: Attachments
-    consistency: Consistency = Consistency.STOPPED
-    freeze_window_s: float | None = None
     _configs: tuple[ConfigBlob, ...] = ()
+    _window: FreezeWindow | None = None
+
+    @property
+    def consistency(self) -> Consistency:
+        """What the data stands for; a late thaw may still tell more."""
+        if self._window is None or self.mode is BackupMode.STOP:
+            return Consistency.STOPPED
+        return self._window.consistency
+
+    @property
+    def freeze_window_s(self) -> float | None:
+        """From sending freeze to the thaw reply; None if nothing was frozen, or still is."""
+        return None if self._window is None else self._window.freeze_window_s
 
     async def make_temp_directory(self) -> None:
         """A directory of this run alone: a stray job never reads another VM's files."""
@@ -207,11 +218,9 @@ class ArchiveStep:
             raise
 
     async def _fix_point_in_time(self, path: DataPath) -> str:
-        window = FreezeWindow(self.ports, self.machine)
+        window = FreezeWindow(self.ports, self.machine, path.guest_off)
+        self._window = window
         uuid = await self._start(window, path)
-        self.freeze_window_s = window.freeze_window_s
-        if self.mode is not BackupMode.STOP:
-            self.consistency = window.consistency
         await path.started()
         return uuid
 

@@ -88,6 +88,13 @@ class DataPath(Protocol):
         """Fix the point in time and return the job's uuid; inside the freeze window."""
         ...
 
+    async def guest_off(self) -> None:
+        """Return once the guest has powered off, as far as that is told; else never.
+
+        Only between `prepare` and `started`: who waits for the guest learns so that it is off.
+        """
+        ...
+
     async def started(self) -> None:
         """What follows once the window is over, before the guest is continued."""
         ...

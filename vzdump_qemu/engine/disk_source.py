@@ -25,6 +25,10 @@ class DiskSource(Protocol):
         """Fix one point in time of all disks; inside the freeze window."""
         ...
 
+    async def guest_off(self) -> None:
+        """As `DataPath.guest_off`."""
+        ...
+
     async def expose(self) -> Sequence[DiskOrigin]:
         """Make the disks readable, after the window."""
         ...

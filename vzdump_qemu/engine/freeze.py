@@ -7,9 +7,9 @@ that was sent, whatever its answer. Source: host behaviour, section 6.6; failure
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
@@ -43,17 +43,30 @@ StartJob: TypeAlias = Callable[[], Awaitable[str]]
 """Fixes the point in time and returns the job's uuid."""
 
 
+class _GuestOff(GuestError):
+    """Nobody is there any more who could answer."""
+
+
 class FreezeWindow:
     """Freezes, starts, thaws; afterwards tells what was reached.
 
+    Args:
+        guest_off: returns once the guest has powered off inside the window, else never.
+
     Attributes:
-        consistency: FROZEN only after the agent said so.
+        consistency: FROZEN only after the agent froze something and thawed it again: a guest
+            that thaws by itself tells nobody.
         freeze_window_s: from sending freeze to the thaw reply; None if nothing was sent.
     """
 
-    def __init__(self, ports: EnginePorts, machine: Machine) -> None:
+    def __init__(
+        self, ports: EnginePorts, machine: Machine, guest_off: Callable[[], Awaitable[None]]
+    ) -> None:
         self._ports = ports
         self._machine = machine
+        self._guest_off = guest_off
+        self._has_frozen = False
+        self._off: asyncio.Future[None] | None = None
         self._connection = AsyncExitStack()
         self._agent: Agent | None = None
         self._sent_ns = 0
@@ -83,6 +96,7 @@ class FreezeWindow:
                 Reversal(kind=ReversalKind.THAW),
                 timeout_s=THAW_DEADLINE_S,
             )
+            self._off = asyncio.ensure_future(self._guest_off())
             try:
                 await self._freeze()
                 self._ports.emit(events.JobStartIssued())
@@ -91,6 +105,8 @@ class FreezeWindow:
                 if self._is_refused:
                     thaw.dismiss()
                 await thaw.run()
+                self._off.cancel()
+                self._off = None
                 undo.persist(thaw)
 
     async def _connect(self, timeout_s: float) -> Agent:
@@ -134,17 +150,21 @@ class FreezeWindow:
         self._sent_ns = self._ports.clock.now_ns()
         try:
             await self._timed(
-                self._agent.execute("guest-fsfreeze-freeze", timeout_s=FREEZE_TIMEOUT_S)
+                self._unless_off(
+                    self._agent.execute("guest-fsfreeze-freeze", timeout_s=FREEZE_TIMEOUT_S)
+                )
             )
         except AgentCommandError as error:
             # A command that the agent does not carry out (disabled, or frozen by somebody whose
             # thaw is not ours to send) froze nothing; any other error may come after the hooks.
             self._is_refused = error.error_class == "CommandNotFound"
             self._tell_failure(f"unable to freeze guest fs - {error.description}")
+        except _GuestOff:
+            self._tell_failure("unable to freeze guest fs - the guest has powered off")
         except GuestError:
             await self._timed(self._await_late_freeze())
         else:
-            self.consistency = Consistency.FROZEN
+            self._has_frozen = True
 
     def _tell_failure(self, text: str) -> None:
         self._ports.emit(events.FreezeFailed(text=text))
@@ -155,14 +175,17 @@ class FreezeWindow:
             minutes_left = 10 * (STATUS_AFTER_FREEZE_COUNT - asked_count)
             self._ports.emit(events.FreezeStillWaiting(minutes_left=minutes_left))
             try:
-                status = await self._ask_status(STATUS_AFTER_FREEZE_TIMEOUT_S)
+                status = await self._unless_off(self._ask_status(STATUS_AFTER_FREEZE_TIMEOUT_S))
             except AgentCommandError as error:
                 self._tell_failure(f"unable to freeze guest fs - {error.description}")
+                return
+            except _GuestOff:
+                self._tell_failure("unable to freeze guest fs - the guest has powered off")
                 return
             except GuestError:
                 continue
             if status == "frozen":
-                self.consistency = Consistency.FROZEN
+                self._has_frozen = True
             else:
                 self._tell_failure(f"unable to freeze guest fs - unexpected status '{status}'")
             return
@@ -209,26 +232,43 @@ class FreezeWindow:
         )
 
     async def _try_thaw_unless_off(self) -> bool:
-        """One attempt; a guest that powered off meanwhile never answers, and is not frozen."""
-        attempt = asyncio.ensure_future(self._try_thaw())
+        """One attempt; a guest that powered off is not frozen, and never answers."""
         try:
-            while not attempt.done():
-                await asyncio.wait({attempt}, timeout=OFF_PAUSE_S)
-                if not attempt.done() and await is_guest_off(
-                    self._machine, timeout_s=OFF_TIMEOUT_S
-                ):
-                    return True
-            return attempt.result() or await is_guest_off(self._machine, timeout_s=OFF_TIMEOUT_S)
+            if await self._unless_off(self._try_thaw()):
+                return True
+        except _GuestOff:
+            return True
+        # Inside the window the monitor is not free to be asked.
+        return self._off is None and await is_guest_off(self._machine, timeout_s=OFF_TIMEOUT_S)
+
+    async def _unless_off(self, answer: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for the guest's answer; raise _GuestOff if it cannot come any more."""
+        waiting = asyncio.ensure_future(answer)
+        watched: set[asyncio.Future[Any]] = {waiting}
+        if self._off is not None:
+            watched.add(self._off)
+        try:
+            while not waiting.done():
+                await asyncio.wait(
+                    watched, timeout=OFF_PAUSE_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if waiting.done():
+                    break
+                is_off = self._off is not None and self._off.done()
+                if is_off or not await self._machine.is_running():
+                    raise _GuestOff("the guest has powered off")
+            return waiting.result()
         finally:
-            attempt.cancel()
+            waiting.cancel()
 
     async def _try_thaw(self) -> bool:
         try:
             agent = self._agent or await self._connect(THAW_TIMEOUT_S)
             thawed_count = await agent.execute("guest-fsfreeze-thaw", timeout_s=THAW_TIMEOUT_S)
-            if thawed_count == 0 and self.consistency is Consistency.FROZEN:
+            if thawed_count and self._has_frozen:
+                self.consistency = Consistency.FROZEN
+            elif self._has_frozen:
                 # The guest was reset, or thawed by itself, before we said so.
-                self.consistency = Consistency.CRASH
                 text = "the guest was not frozen any more when the backup started"
                 self._ports.emit(events.Warned(text=text))
             return True
@@ -242,7 +282,4 @@ class FreezeWindow:
             status = await agent.execute("guest-fsfreeze-status", timeout_s=STATUS_TIMEOUT_S)
         except GuestError:
             return False
-        if status != "thawed":
-            return False
-        self.consistency = Consistency.CRASH
-        return True
+        return bool(status == "thawed")

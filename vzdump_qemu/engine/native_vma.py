@@ -6,8 +6,7 @@ it is, and its cancelling. Source: pve-qemu backup QMP, sections 2 to 5 and 10.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts, devlist_text
 from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.job_status import parse_job_progress
+from vzdump_qemu.engine.power import wait_for_guest_off
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import BackupError, JobError, QmpCommandError, QmpError
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
@@ -25,6 +25,7 @@ from vzdump_qemu.ports import (
     JobStatus,
     Machine,
     Qmp,
+    QmpEvent,
     VmaExpectation,
     VmaIntake,
     VmaProof,
@@ -94,7 +95,7 @@ class NativeVmaPath:
         self._intake: VmaIntake | None = None
         self._connection = AsyncExitStack()
         self._qmp: Qmp | None = None
-        self._closed: asyncio.Future[None] | None = None
+        self._shutdowns: AsyncIterator[QmpEvent] | None = None
         self._uuid = ""
         self._fd_name = FD_NAME_PREFIX + ports.ids.uuid()[:8]
         self._backup_file = f"/dev/fdname/{self._fd_name}"
@@ -113,6 +114,7 @@ class NativeVmaPath:
         qmp = await self._connection.enter_async_context(
             self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
         )
+        self._shutdowns = await self._connection.enter_async_context(qmp.events("SHUTDOWN"))
         await self._refuse_deadly_devices(qmp)
         self._closing = await undo.push(
             "take back the descriptor",
@@ -147,16 +149,17 @@ class NativeVmaPath:
                 hint="QEMU may have started the job all the same: it is cancelled if so",
             ) from error
         self._uuid = str(reply.get("UUID", "")) if isinstance(reply, Mapping) else ""
-        # The thaw does not wait for it, and whoever asks QEMU meanwhile finds the monitor free.
-        self._closed = asyncio.ensure_future(self._connection.aclose())
         return self._uuid
+
+    async def guest_off(self) -> None:
+        """See `DataPath.guest_off`."""
+        await wait_for_guest_off(self._shutdowns)
 
     async def started(self) -> None:
         """The window is over: let the next client have the monitor."""
         if self._closing is not None:
             self._closing.dismiss()
-        if self._closed is not None:
-            await self._closed
+        await self._connection.aclose()
         self._qmp = None
         if not self._uuid:
             raise JobError("got no uuid for backup task")

@@ -6,7 +6,8 @@ Owns which acts the modes make and how each is reversed. Source: host behaviour,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vzdump_qemu import events
@@ -15,7 +16,7 @@ from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import PowerError, QmpError
 from vzdump_qemu.events import BackupMode
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
-from vzdump_qemu.ports import Machine, Qmp
+from vzdump_qemu.ports import Machine, Qmp, QmpEvent
 from vzdump_qemu.units import NS_PER_S
 
 CONNECT_TIMEOUT_S = 60.0
@@ -49,6 +50,18 @@ async def is_guest_off(machine: Machine, *, timeout_s: float) -> bool:
             return await _ask_run_state(qmp, timeout_s) == "shutdown"
     except QmpError:
         return False
+
+
+async def wait_for_guest_off(shutdowns: AsyncIterator[QmpEvent] | None) -> None:
+    """Return once QEMU tells that its guest has powered off.
+
+    Args:
+        shutdowns: its ``SHUTDOWN`` events; None where nobody tells.
+    """
+    if shutdowns is not None:
+        async for _ in shutdowns:
+            return
+    await asyncio.Event().wait()
 
 
 async def stop_unused(machine: Machine, tell: Callable[[], None]) -> tuple[str, Sequence[str]]:

@@ -76,6 +76,10 @@ class ReadingVmaPath:
         await self._source.fix()
         return self._uuid
 
+    async def guest_off(self) -> None:
+        """See `DataPath.guest_off`."""
+        await self._source.guest_off()
+
     async def started(self) -> None:
         """The window is over: show the disks and begin to read them."""
         assert self._undo is not None

@@ -13,6 +13,7 @@ from typing import assert_never
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.attachments import Attachments
+from vzdump_qemu.engine.change_tracking import drop_bitmaps
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.native_vma import cancel_job, close_descriptor
 from vzdump_qemu.engine.power import (
@@ -71,23 +72,25 @@ async def recover_vm(
     """
     entries = sorted(journal.open_entries, key=lambda entry: -entry[0])
     entries.sort(key=lambda entry: _rank(entry[1]))
-    complete, may_unlock = True, True
+    failed: set[ReversalKind] = set()
     for index, reversal in entries:
         what = f"{reversal.kind.value} {' '.join(reversal.names)}".strip()
-        if reversal.kind is ReversalKind.UNLOCK and keeps_lock and not may_unlock:
+        if failed & reversal.kind.waits_for and (
+            keeps_lock or reversal.kind is not ReversalKind.UNLOCK
+        ):
+            failed.add(reversal.kind)
             continue
         try:
             async with asyncio.timeout(REVERSAL_TIMEOUT_S):
                 await _reverse(ports, machine, reversal, holds_global_lock=holds_global_lock)
         except (BackupError, OSError, TimeoutError) as error:
-            complete = False
-            may_unlock = may_unlock and not reversal.kind.needs_lock
+            failed.add(reversal.kind)
             text = str(error) or f"no end within {REVERSAL_TIMEOUT_S:g} seconds"
             ports.emit(events.UndoFailed(what=f"{what} of an earlier run", text=text))
             continue
         journal.strike(index)
         ports.emit(events.Warned(text=f"put back after an earlier run: {what}"))
-    return complete
+    return not failed
 
 
 def _rank(reversal: Reversal) -> int:
@@ -124,6 +127,8 @@ async def _reverse(
             )
         case ReversalKind.STOP_NBD:
             await stop_nbd_server(ports, machine, names[0], export_ids=names[1:])
+        case ReversalKind.DROP_BITMAPS:
+            await drop_bitmaps(machine, names[0], names[1:])
         case ReversalKind.FREE_FLEECING:
             await Attachments(ports, machine).free(names, old=True)
         case ReversalKind.REMOVE_FILE:

@@ -259,7 +259,6 @@ class _Run:
             "unlock the VM",
             lambda: node.clear_vm_lock(vmid),
             Reversal(kind=ReversalKind.UNLOCK),
-            is_last=True,
         )
         try:
             await node.set_vm_lock(vmid)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from vzdump_qemu.errors import BackupError
 from vzdump_qemu.events import Emit, UndoFailed, UndoSucceeded
-from vzdump_qemu.journal_ports import Journal, Reversal
+from vzdump_qemu.journal_ports import Journal, Reversal, ReversalKind
 from vzdump_qemu.ports import Clock
 
 UNDO_TIMEOUT_S = 120.0
@@ -53,13 +53,11 @@ class UndoHandle:
     """One registered reversal.
 
     Attributes:
-        needs_lock: it is done while the VM is locked.
-        is_last: it waits until all of those are done.
+        kind: None for what ends with this process anyway.
     """
 
     what: str
-    needs_lock: bool
-    is_last: bool
+    kind: ReversalKind | None
     _act: Callable[[], Awaitable[None]]
     _timeout_s: float
     _emit: Emit
@@ -128,7 +126,6 @@ class UndoStack:
         reversal: Reversal,
         *,
         timeout_s: float = UNDO_TIMEOUT_S,
-        is_last: bool = False,
     ) -> UndoHandle:
         """Register a reversal, durably; do so before an act that can half succeed.
 
@@ -136,7 +133,6 @@ class UndoStack:
             what: the thing reversed, in the operator's words (``thaw the guest``).
             act: idempotent; gets at most `timeout_s`.
             reversal: the same for whoever finds the journal after our death.
-            is_last: it waits until all that needs the VM's lock was put back.
         """
         noted: list[UndoHandle] = []
 
@@ -144,8 +140,7 @@ class UndoStack:
             index = await self._journal.note(reversal)
             handle = UndoHandle(
                 what=what,
-                needs_lock=reversal.kind.needs_lock,
-                is_last=is_last,
+                kind=reversal.kind,
                 _act=act,
                 _timeout_s=timeout_s,
                 _emit=self._emit,
@@ -170,8 +165,7 @@ class UndoStack:
         """Register the reversal of something that ends with this process anyway."""
         handle = UndoHandle(
             what=what,
-            needs_lock=False,
-            is_last=False,
+            kind=None,
             _act=act,
             _timeout_s=timeout_s,
             _emit=self._emit,
@@ -220,14 +214,16 @@ class UndoStack:
         """One attempt at everything that is open; return whether the caller was cancelled."""
         was_cancelled = False
         for handle in reversed([handle for handle in self._handles if handle.is_open]):
-            others = (each.is_open for each in self._handles if each.needs_lock)
-            if handle.is_last and any(others):
-                continue  # whoever puts the rest back does this as well
+            if handle.kind is not None and self._is_open_any(handle.kind.waits_for):
+                continue  # whoever puts those back does this as well
             try:
                 await handle.run()
             except asyncio.CancelledError:
                 was_cancelled = True
         return was_cancelled
+
+    def _is_open_any(self, kinds: frozenset[ReversalKind]) -> bool:
+        return any(handle.is_open and handle.kind in kinds for handle in self._handles)
 
 
 def _nothing() -> None:

@@ -40,8 +40,8 @@ _READER: Final = (
 _BACKUP: Final = (
     *_READER,
     Parameter("benchmark", Boolean(), is_optional=True),
-    Parameter("no-cache", Boolean(), is_optional=True),
 )
+_NO_CACHE: Final = Parameter("no-cache", Boolean(), is_optional=True)
 _BENCHMARK_GROUP: Final = "host/benchmark"
 
 
@@ -57,7 +57,8 @@ class Admission:
 
     def open_backup(self, request: Request, auth_id: str) -> BackupSession:
         """Begin a backup. Raises: ApiError."""
-        values = check_parameters(request, _BACKUP)
+        is_new = self._tools.version >= (4,)
+        values = check_parameters(request, (*_BACKUP, _NO_CACHE) if is_new else _BACKUP)
         datastore, place, backup = self._address(values, auth_id, is_backup=True)
         _check_upgrade(request, BACKUP_PROTOCOL)
         _check_namespace(datastore, place)
@@ -68,10 +69,7 @@ class Admission:
             raise ApiError("unable to run benchmark without --benchmark flags")
         group_lock = datastore.locks.take_exclusive(place.path)
         if group_lock is None:
-            raise ApiError(
-                "unable to acquire backup group lock - unable to acquire lock on backup group "
-                f'directory "{datastore.root}/{place.path}" - another backup is already running'
-            )
+            raise self._is_locked(datastore, place)
         locks = [group_lock]
         try:
             base = self._prepare(datastore, place, backup, auth_id, is_benchmark=is_benchmark)
@@ -95,6 +93,16 @@ class Admission:
             locks=tuple(locks),
         )
         return BackupSession(start, self._tools)
+
+    def _is_locked(self, datastore: Datastore, place: Place) -> ApiError:
+        path = f"{datastore.root}/{place.path}"
+        text = (
+            f'unable to acquire lock on backup group directory "{path}" - '
+            "another backup is already running"
+        )
+        if self._tools.version >= (4,):
+            text = f'unable to acquire backup group lock "{path}" - {text}'
+        return ApiError(text)
 
     def _prepare(
         self,

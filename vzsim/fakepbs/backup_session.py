@@ -54,6 +54,11 @@ _OPEN_FIXED: Final = (
     Parameter("size", Integer(1, _SIZE_MAX), is_optional=True),
     Parameter("reuse-csum", DIGEST, is_optional=True),
 )
+_OPEN_FIXED_OLD: Final = tuple(
+    replace(each, is_optional=each.name == "reuse-csum") for each in _OPEN_FIXED
+)
+# From this version on an index may be opened without a size.
+_GROWING_SINCE: Final = (4, 1, 5)
 _APPEND: Final = (
     _WID,
     Parameter("digest-list", ListOf(DIGEST)),
@@ -74,9 +79,11 @@ class SessionTools:
     """What every session of a server shares.
 
     Attributes:
+        version: of the server it claims to be.
         chance: so many random bytes.
     """
 
+    version: tuple[int, ...]
     counters: Counters
     faults: Faults
     offload: Offload
@@ -207,7 +214,8 @@ class BackupSession:
     # -- indexes ------------------------------------------------------------------------------
 
     async def _open_fixed(self, request: Request) -> Reply:
-        values = check_parameters(request, _OPEN_FIXED)
+        is_growing = self._tools.version >= _GROWING_SINCE
+        values = check_parameters(request, _OPEN_FIXED if is_growing else _OPEN_FIXED_OLD)
         self._check_open()
         name, size_bytes = values["archive-name"], values.get("size")
         if not name.endswith(".fidx"):

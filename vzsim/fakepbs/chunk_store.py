@@ -1,13 +1,14 @@
 """The chunks of a datastore: one file for each digest.
 
 Owns their paths, what happens to a chunk that is there already, chunks set aside as bad, and which
-ones garbage collection takes. Source: PBS formats, section 10.
+ones garbage collection takes. Unlike a real datastore, this one has a directory of chunks only
+once a chunk lies in it. Source: PBS formats, section 10.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,12 +108,10 @@ class ChunkStore:
                 f'reading file "{self._root}/{_path(digest)}" failed: {render_os_error(error)}'
             ) from error
 
-    def touch(self, digest: bytes) -> bool:
-        """Note that a chunk is in use; false if it is not there."""
-        if self._files.facts(_path(digest)) is None:
-            return False
-        self._files.touch(_path(digest))
-        return True
+    def touch(self, digest: bytes) -> None:
+        """Note that a chunk is in use, if it is there."""
+        if self._files.facts(_path(digest)) is not None:
+            self._files.touch(_path(digest))
 
     def set_aside(self, digest: bytes) -> None:
         """Take a bad chunk out of use; a second upload can then heal what names it."""
@@ -183,11 +182,6 @@ class ChunkStore:
         for prefix in self._files.names(CHUNK_DIRECTORY):
             for name in self._files.names(f"{CHUNK_DIRECTORY}/{prefix}"):
                 yield f"{CHUNK_DIRECTORY}/{prefix}/{name}", name
-
-
-def touch_all(chunks: ChunkStore, digests: Collection[bytes]) -> int:
-    """Note that these chunks are in use; returns how many are missing."""
-    return sum(not chunks.touch(digest) for digest in digests)
 
 
 def _path(digest: bytes) -> str:

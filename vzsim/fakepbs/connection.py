@@ -21,13 +21,15 @@ from vzsim.fakepbs.http1 import BadRequest, read_request, render_reply, render_u
 from vzsim.fakepbs.http2 import Http2Server
 from vzsim.fakepbs.reader_session import ReaderSession
 from vzsim.fakepbs.requests import ApiError, Reply, Request, data_reply, error_reply
-from vzsim.fakepbs.spoiled_streams import SpoiledStreams, Spoiling
+from vzsim.fakepbs.spoiled_streams import CONNECTION_LOST, SpoiledStreams, Spoiling
 
 API_ROOT: Final = "/api2/json"
 _UPGRADES: Final = {
     f"GET {API_ROOT}/backup": BACKUP_PROTOCOL,
     f"GET {API_ROOT}/reader": READER_PROTOCOL,
 }
+# Half a second instead of three where only a privilege is missing.
+_FORBIDDEN_DELAY_PART: Final = 1 / 6
 _READ_BYTES: Final = 1 << 16
 
 Session = BackupSession | ReaderSession
@@ -70,7 +72,7 @@ class Connection:
         try:
             while await self._serve_one():
                 pass
-        except (BadRequest, ConnectionError):
+        except (BadRequest, *CONNECTION_LOST):
             # Nothing can be said to such a client.
             self._writer.transport.abort()
         finally:
@@ -172,7 +174,8 @@ class Connection:
             return error_reply(ApiError(error.message))
         except ApiError as error:
             if error.is_about_credentials:
-                await asyncio.sleep(self._tools.refusal_delay_s)
+                part = 1.0 if error.status == 401 else _FORBIDDEN_DELAY_PART
+                await asyncio.sleep(self._tools.refusal_delay_s * part)
             return error_reply(error)
 
     async def _reply(self, request: Request, reply: Reply) -> bool:

@@ -26,6 +26,7 @@ import enum
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -57,6 +58,12 @@ class FaultKind(enum.Enum):
     PREVIOUS_FAILED = "previous-failed"
     # From this request on, the datastore takes `bytes` more.
     DISK_FULL = "disk-full"
+
+
+# Those that are about one request.
+REQUEST_KINDS: Final = (
+    FaultKind.REPLY, FaultKind.HANG, FaultKind.HANG_AFTER, FaultKind.RESET, FaultKind.GOAWAY,
+)  # fmt: skip
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,13 +16,15 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
+import h2.frame_buffer
 import h2.settings
+from hyperframe.frame import DataFrame, Frame
 
 from vzdump_qemu.formats.pbs.layout import UPLOAD_BYTES_MAX
 from vzdump_qemu.units import MIB
-from vzsim.fakepbs.faults import Fault, FaultKind, Faults
+from vzsim.fakepbs.faults import REQUEST_KINDS, Fault, FaultKind, Faults
 from vzsim.fakepbs.requests import Reply, Request
-from vzsim.fakepbs.spoiled_streams import ByteReader, ByteWriter
+from vzsim.fakepbs.spoiled_streams import CONNECTION_LOST, ByteReader, ByteWriter
 
 WINDOW_BYTES: Final = 32 * MIB
 FRAME_BYTES_MAX: Final = 4 * MIB
@@ -43,6 +45,30 @@ class _Incoming:
     headers: dict[str, str]
     body: bytearray = field(default_factory=bytearray)
     body_bytes: int = 0
+
+    def request(self) -> Request:
+        """What has come in so far."""
+        return Request(
+            method=self.method,
+            path=self.path,
+            query=self.query,
+            headers=self.headers,
+            body=bytes(self.body),
+            body_bytes=self.body_bytes,
+        )
+
+
+class _BriefFrames(h2.frame_buffer.FrameBuffer):
+    """Frames that describe themselves without their data.
+
+    The library describes each frame to a log that is off, which costs more than hashing the data.
+    """
+
+    def __next__(self) -> Frame:
+        frame = super().__next__()
+        if isinstance(frame, DataFrame):
+            vars(frame)["_body_repr"] = str
+        return frame
 
 
 class Http2Server:
@@ -82,6 +108,7 @@ class Http2Server:
             },
         )
         self._h2.max_inbound_frame_size = FRAME_BYTES_MAX
+        self._h2.incoming_buffer = _BriefFrames(server=True)
 
     async def run(self) -> None:
         """Serve until either side ends the connection."""
@@ -95,7 +122,7 @@ class Http2Server:
                     self._is_over = True
                     for task in self._tasks.values():
                         task.cancel()
-        except* ConnectionError:
+        except* CONNECTION_LOST:
             # The client is gone; what that means is the session's to decide.
             pass
 
@@ -124,7 +151,9 @@ class Http2Server:
             case h2.events.StreamEnded():
                 self._start(event.stream_id, group)
             case h2.events.StreamReset():
-                self._incoming.pop(event.stream_id, None)
+                if incoming := self._incoming.pop(event.stream_id, None):
+                    # The script counts what a client began, whether or not it came to an end.
+                    self._faults.take(incoming.request().endpoint, *REQUEST_KINDS)
                 if task := self._tasks.get(event.stream_id):
                     task.cancel()
             case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
@@ -152,14 +181,7 @@ class Http2Server:
         incoming = self._incoming.pop(stream_id, None)
         if incoming is None:
             return
-        request = Request(
-            method=incoming.method,
-            path=incoming.path,
-            query=incoming.query,
-            headers=incoming.headers,
-            body=bytes(incoming.body),
-            body_bytes=incoming.body_bytes,
-        )
+        request = incoming.request()
         fault = self._faults.take(request.endpoint, FaultKind.RESET, FaultKind.GOAWAY)
         if fault is not None:
             self._refuse(stream_id, fault)

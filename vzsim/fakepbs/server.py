@@ -38,8 +38,9 @@ class PbsConfig:
     """What kind of server it is.
 
     Attributes:
-        version: that it claims; 4 and later know ``http-only`` logins.
-        refusal_delay_s: before replies about credentials; real servers take 3.
+        version: that it claims, three numbers; 4 and later know ``http-only`` logins, 4.1.5 and
+            later indexes without a size.
+        refusal_delay_s: before 401; real servers take 3. Before 403 a sixth of it.
         verify_new: whether each backup is verified at once when it is finished.
     """
 
@@ -91,6 +92,7 @@ class FakePbs:
         }
         self._sessions: set[Session] = set()
         session_tools = SessionTools(
+            version=tuple(int(part) for part in config.version.split(".")),
             counters=self.counters,
             faults=self.faults,
             offload=surroundings.offload,

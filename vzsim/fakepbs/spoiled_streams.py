@@ -6,12 +6,15 @@ Owns cutting after so many bytes and the pace; on HTTP/1.1 nothing is counted or
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from vzsim.fakepbs.counters import Counters
 from vzsim.fakepbs.faults import FaultKind, Faults
 
+# What reading and writing raise where the client is gone; TLS has its own word for it.
+CONNECTION_LOST: Final = (ConnectionError, ssl.SSLError)
 # A slow connection moves in steps of this part of a second.
 _STEPS_PER_S: Final = 20
 

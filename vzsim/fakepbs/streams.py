@@ -10,6 +10,8 @@ import asyncio
 from typing import Any, Final
 
 _UNREAD_BYTES_MAX: Final = 1 << 20
+# What arrives at once; in between the reader may say that it has enough.
+_PIECE_BYTES: Final = 1 << 18
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -97,12 +99,14 @@ class MemoryTransport(asyncio.Transport):
         if self._is_closing or not self._is_reading:
             return
         if self._arrived:
-            data = bytes(self._arrived)
-            self._arrived.clear()
+            data = bytes(self._arrived[:_PIECE_BYTES])
+            del self._arrived[:_PIECE_BYTES]
             self._protocol.data_received(data)
             if not self.peer._is_closing:
                 self.peer._hold_back()
-        if self._is_eof_arrived and not self._is_eof_told and not self._arrived:
+        if self._arrived:
+            self._deliver_soon()
+        elif self._is_eof_arrived and not self._is_eof_told:
             self._is_eof_told = True
             self._protocol.eof_received()
 

@@ -39,6 +39,7 @@ class Bitmap:
     recording: bool = True
     persistent: bool = False
     busy: bool = False
+    inconsistent: bool = False
     dirty: set[int] = field(default_factory=set)
 
     def note(self, offset_bytes: int, length_bytes: int) -> None:
@@ -52,6 +53,12 @@ class Bitmap:
             offset = index * other.granularity_bytes
             length = min(other.granularity_bytes, self.size_bytes - offset)
             self.dirty.update(_pieces(offset, length, self.granularity_bytes))
+
+    def resize(self, size_bytes: int) -> None:
+        """The node has another size; what is cut off is forgotten, what is added is clean."""
+        self.size_bytes = size_bytes
+        end = ceil_div(size_bytes, self.granularity_bytes)
+        self.dirty = {index for index in self.dirty if index < end}
 
     def is_dirty_at(self, offset_bytes: int) -> bool:
         """Whether the piece there is marked."""
@@ -67,6 +74,8 @@ class Bitmap:
     def describe(self) -> dict[str, Any]:
         """As ``query-block`` shows it; a job's own bitmap has no name."""
         reply: dict[str, Any] = {"name": self.name} if self.name else {}
+        if self.inconsistent:
+            reply["inconsistent"] = True
         return reply | {
             "recording": self.recording,
             "persistent": self.persistent,
@@ -95,6 +104,8 @@ def _free_bitmap(node: Node, name: str) -> Bitmap:
         raise CommandError(
             f"Bitmap '{name}' is currently in use by another operation and cannot be used"
         )
+    if bitmap.inconsistent:
+        raise CommandError(f"Bitmap '{name}' is inconsistent and cannot be used")
     return bitmap
 
 
@@ -120,6 +131,25 @@ class BitmapCommands:
                 return self._record(node, given["name"], recording=False)
             case _:
                 return self._merge(node, given)
+
+    def begin_removal(
+        self, given: Mapping[str, Any]
+    ) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Removal in a transaction: the name stays taken, and in use, until all is agreed.
+
+        Returns how to undo it and how to carry it out. Raises: CommandError.
+        """
+        node = self._find_node(given["node"])
+        bitmap = _free_bitmap(node, given["name"])
+        bitmap.busy = True
+
+        def undo() -> None:
+            bitmap.busy = False
+
+        def carry_out() -> None:
+            del node.bitmaps[bitmap.name]
+
+        return undo, carry_out
 
     def digest(self, given: Mapping[str, Any]) -> dict[str, str]:
         """``x-debug-block-dirty-bitmap-sha256``. Raises: CommandError."""
@@ -185,9 +215,9 @@ class BitmapCommands:
         sources = []
         for entry in given["bitmaps"]:
             if isinstance(entry, str):
-                sources.append(find_bitmap(node, entry))
+                sources.append(_free_bitmap(node, entry))
             else:
-                sources.append(find_bitmap(self._find_node(entry["node"]), entry["name"]))
+                sources.append(_free_bitmap(self._find_node(entry["node"]), entry["name"]))
         before = set(target.dirty)
         for source in sources:
             target.merge(source)

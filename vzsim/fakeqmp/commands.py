@@ -88,7 +88,7 @@ class Commands:
             "query-version": lambda _m, _a: machine.config.version,
             "query-status": lambda _m, _a: self._status(),
             "query-uuid": lambda _m, _a: {"UUID": str(UUID(int=0))},
-            "query-qmp-schema": lambda _m, _a: list(schema_of(dialect).entries),
+            "query-qmp-schema": lambda _m, _a: schema_of(dialect).entries,
             "query-name": lambda _m, _a: (
                 {"name": machine.config.name} if machine.config.name else {}
             ),
@@ -311,6 +311,8 @@ class Commands:
         node = self._machine.block.find(name)
         if node.disk is not None:
             node.disk.resize(round_up(arguments["size"], SECTOR_BYTES))
+            for bitmap in node.bitmaps.values():
+                bitmap.resize(node.size_bytes)
 
     def _eject(self, arguments: Mapping[str, Any]) -> None:
         name = arguments.get("device", arguments.get("id", ""))

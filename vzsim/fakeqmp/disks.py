@@ -18,6 +18,9 @@ class FormatMismatch(ConfigError):
     """An image is not of the format that it is opened as."""
 
 
+Bytes = bytes | bytearray | memoryview
+
+
 class Disk(Protocol):
     """One disk image. Errors are OSError, as from the file below it."""
 
@@ -28,7 +31,7 @@ class Disk(Protocol):
     def allocated_bytes(self) -> int:
         """What the image takes on its storage."""
 
-    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray | memoryview:
+    def read(self, offset_bytes: int, length_bytes: int) -> Bytes:
         """Exactly that many bytes; what lies behind the end of a file reads as zero."""
 
     def write(self, offset_bytes: int, data: bytes) -> None: ...
@@ -38,11 +41,26 @@ class Disk(Protocol):
     def close(self) -> None: ...
 
 
-class MemoryDisk:
-    """A disk held in memory."""
+def peek(disk: Disk, offset_bytes: int, length_bytes: int) -> Bytes:
+    """As `Disk.read`, without a copy where there need be none.
 
-    def __init__(self, content: bytes | bytearray) -> None:
-        self._data = bytearray(content)
+    For those who let go of it before anything is written or resized.
+    """
+    if isinstance(disk, MemoryDisk):
+        return disk.view(offset_bytes, length_bytes)
+    return disk.read(offset_bytes, length_bytes)
+
+
+class MemoryDisk:
+    """A disk held in memory.
+
+    Args:
+        size_bytes: of a disk of zeroes, in place of a content.
+    """
+
+    def __init__(self, content: bytes | bytearray = b"", *, size_bytes: int = 0) -> None:
+        # Zeroes that are made in place need no copy.
+        self._data = bytearray(content) if content else bytearray(size_bytes)
         self._data.extend(bytes(round_up(len(self._data), SECTOR_BYTES) - len(self._data)))
 
     @property
@@ -54,7 +72,11 @@ class MemoryDisk:
         return len(self._data)
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
-        return bytes(memoryview(self._data)[offset_bytes : offset_bytes + length_bytes])
+        return bytes(self.view(offset_bytes, length_bytes))
+
+    def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
+        """The disk's own bytes; it cannot be resized while anybody holds them."""
+        return memoryview(self._data)[offset_bytes : offset_bytes + length_bytes]
 
     def write(self, offset_bytes: int, data: bytes) -> None:
         self._data[offset_bytes : offset_bytes + len(data)] = data
@@ -128,7 +150,7 @@ class LimitedDisk:
     def allocated_bytes(self) -> int:
         return self._inner.allocated_bytes
 
-    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray | memoryview:
+    def read(self, offset_bytes: int, length_bytes: int) -> Bytes:
         return self._inner.read(offset_bytes, length_bytes)
 
     def write(self, offset_bytes: int, data: bytes) -> None:
@@ -158,7 +180,7 @@ class FaultyDisk:
     def allocated_bytes(self) -> int:
         return self._inner.allocated_bytes
 
-    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray | memoryview:
+    def read(self, offset_bytes: int, length_bytes: int) -> Bytes:
         if offset_bytes <= self._bad_offset < offset_bytes + length_bytes:
             raise OSError(self._errno_code, os.strerror(self._errno_code))
         return self._inner.read(offset_bytes, length_bytes)
@@ -195,7 +217,7 @@ class CrampedDisk:
     def allocated_bytes(self) -> int:
         return len(self._taken) * self.PIECE_BYTES
 
-    def read(self, offset_bytes: int, length_bytes: int) -> bytes | bytearray | memoryview:
+    def read(self, offset_bytes: int, length_bytes: int) -> Bytes:
         return self._inner.read(offset_bytes, length_bytes)
 
     def write(self, offset_bytes: int, data: bytes) -> None:

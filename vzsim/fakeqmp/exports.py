@@ -170,6 +170,12 @@ class Exports:
             found = self._find_bitmap(node, wanted)
             if found is None:
                 raise CommandError(f"Bitmap '{wanted}' is not found")
+            # One named with its node is not asked (7.2.22).
+            is_asked = not isinstance(wanted, Mapping)
+            if is_asked and found.recording and not writable and not node.read_only:
+                raise CommandError(
+                    f"Enabled bitmap '{found.name}' incompatible with readonly export"
+                )
             bitmaps.append(found)
         return Export(export_id=export_id, name=name, node=node, writable=writable, bitmaps=bitmaps)
 
@@ -177,7 +183,10 @@ class Exports:
         if isinstance(wanted, Mapping):
             other = self._block.node(str(wanted["node"]))
             return other.bitmaps.get(str(wanted["name"])) if other else None
-        return node.bitmaps.get(str(wanted))
+        at: Node | None = node
+        while at is not None and str(wanted) not in at.bitmaps:
+            at = at.backing or at.below
+        return at.bitmaps[str(wanted)] if at is not None else None
 
     def delete(self, given: Mapping[str, Any]) -> None:
         """``block-export-del``. Raises: CommandError."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.schema import Dialect
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from vzsim.fakeqmp.machine import Machine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
+class _Request(NamedTuple):
     device_id: str
     offset_bytes: int
     data: bytes

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vzdump_qemu.errors import ConfigError
 from vzsim.fakeqmp import wire
@@ -79,8 +78,7 @@ class FdTable:
         self._arrived = []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """One message of a client on its way to be carried out."""
 
     monitor: Monitor
@@ -98,7 +96,7 @@ class Monitor:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._decoder = wire.Decoder()
-        self._write: Callable[[bytes], None] | None = None
+        self._deliver: Callable[[dict[str, Any]], None] | None = None
         self._hang_up: Callable[[], None] | None = None
         self._carried_fds: list[int] = []
         self.connection_index = 0
@@ -113,7 +111,19 @@ class Monitor:
             write: takes bytes for the client.
             hang_up: closes the connection from our side.
         """
-        self._write, self._hang_up = write, hang_up
+        self.connect_in_memory(
+            lambda message: write(wire.encode(message, line_end=_LINE_END)), hang_up
+        )
+
+    def connect_in_memory(
+        self, deliver: Callable[[dict[str, Any]], None], hang_up: Callable[[], None]
+    ) -> None:
+        """As `connect`, for a client in this process: it is given messages, and `take`s them back.
+
+        Args:
+            deliver: takes a message; what is in it stays ours.
+        """
+        self._deliver, self._hang_up = deliver, hang_up
         self.connection_index += 1
         self.negotiated = self.oob_enabled = False
         self._decoder.reset()
@@ -129,18 +139,20 @@ class Monitor:
             carried = tuple(self._carried_fds) if is_last else ()
             if is_last:
                 self._carried_fds.clear()
-            self._machine.dispatcher.add(
-                Request(
-                    monitor=self,
-                    connection_index=self.connection_index,
-                    content=content,
-                    fds=carried,
-                )
-            )
+            self._ask(content, carried)
+
+    def take(self, message: Any, fds: Sequence[int] = ()) -> None:
+        """One message of a client in this process, with its descriptors; it becomes ours."""
+        self._ask(wire.Message(value=message), tuple(fds))
+
+    def _ask(self, content: wire.Message | wire.ParseFailure, fds: tuple[int, ...]) -> None:
+        self._machine.dispatcher.add(
+            Request(monitor=self, connection_index=self.connection_index, content=content, fds=fds)
+        )
 
     def disconnect(self) -> None:
         """The client is gone; the work it asked for goes on."""
-        self._write = self._hang_up = None
+        self._deliver = self._hang_up = None
         self.negotiated = False
 
     def hang_up(self) -> None:
@@ -152,8 +164,8 @@ class Monitor:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send to the client, if one is there."""
-        if self._write is not None:
-            self._write(wire.encode(message, line_end=_LINE_END))
+        if self._deliver is not None:
+            self._deliver(message)
 
 
 class Dispatcher:

@@ -15,6 +15,8 @@ from typing import Any
 
 import zstandard
 
+from vzsim.fakeqmp.wire import Constant
+
 Entry = Mapping[str, Any]
 
 _NAMELESS = "null"
@@ -56,7 +58,8 @@ class QapiSchema:
     def shipped(cls, name: str) -> QapiSchema:
         """One of the recorded schemas that come with the package."""
         packed = (files(__package__) / "schemas" / f"schema-{name}.json.zst").read_bytes()
-        return cls(json.loads(zstandard.ZstdDecompressor().stream_reader(packed).read()))
+        text = zstandard.ZstdDecompressor().stream_reader(packed).read()
+        return cls(Constant(json.loads(text)))
 
     def type_of(self, name: str) -> Entry:
         """A type by its masked name."""
@@ -88,17 +91,18 @@ class QapiSchema:
 
     def _visit_object(self, entry: Entry, value: Mapping[str, Any], path: str) -> None:
         prefix = f"{path}." if path else ""
-        known = set()
+        given_count = 0
         for member in self.members_of(entry, value):
             name = member["name"]
-            known.add(name)
             if name in value:
+                given_count += 1
                 self._visit(member["type"], value[name], name, prefix + name)
             elif "default" not in member:
                 raise ValueRefused(f"Parameter '{prefix}{name}' is missing")
-        for name in value:
-            if name not in known:
-                raise ValueRefused(f"Parameter '{prefix}{name}' is unexpected")
+        if given_count < len(value):
+            known = {member["name"] for member in self.members_of(entry, value)}
+            unknown = next(name for name in value if name not in known)
+            raise ValueRefused(f"Parameter '{prefix}{unknown}' is unexpected")
 
     def _visit(self, type_name: str, value: Any, name: str, path: str) -> None:
         entry = self._types[type_name]

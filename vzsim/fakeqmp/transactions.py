@@ -34,14 +34,22 @@ class Transactions:
         grouped = JobGroup() if properties.get("completion-mode") == "grouped" else None
         undo: list[Callable[[], None]] = []
         copies: list[CopyJob] = []
+        removals: list[Callable[[], None]] = []
         self._jobs.drain()
         try:
             for action in given["actions"]:
+                if action["type"] == "block-dirty-bitmap-remove":
+                    undo_mark, remove = self._bitmaps.begin_removal(action["data"])
+                    undo.append(undo_mark)
+                    removals.append(remove)
+                    continue
                 self._prepare(action["type"], action["data"], undo, copies, grouped)
         except CommandError:
             for step in reversed(undo):
                 step()
             raise
+        for remove in removals:
+            remove()
         self._block_jobs.start(copies)
 
     def _prepare(

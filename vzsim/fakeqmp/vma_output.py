@@ -77,6 +77,8 @@ class VmaOutput:
     def add(self, vma_dev_id: int, first_index: int, data: Buffer) -> int:
         """Add whole clusters (the last of a disk may be short), at most `free_slot_count`.
 
+        Of bytes that may change what is not zero is copied, so they may be a disk's own.
+
         The extent is sent as soon as it is full; a failure shows in `error_text`. Returns the
         bytes of zero blocks, counted past the end of the disk up to a whole cluster.
         """
@@ -89,7 +91,7 @@ class VmaOutput:
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
             part = view[begin * layout.VMA_BLOCK_BYTES : end * layout.VMA_BLOCK_BYTES]
             self._block_count += end - begin
-            self._data.append(part)
+            self._data.append(part if isinstance(data, bytes) else bytes(part))
             if len(part) % layout.VMA_BLOCK_BYTES:
                 self._data.append(bytes(-len(part) % layout.VMA_BLOCK_BYTES))
         if self._slot_count == layout.SLOTS_WRITTEN_PER_EXTENT:

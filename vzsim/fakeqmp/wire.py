@@ -10,8 +10,7 @@ Source: recorded sessions ``pve-protocol`` and ``qga-protocol``.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vzsim.fakeqmp.json_text import JsonError, MessageReader
 
@@ -21,15 +20,22 @@ _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _ENCODER = json.JSONEncoder(check_circular=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Constant(list[Any]):
+    """A list that nobody changes, nor what is in it: `as_read` need not copy it."""
+
+    __slots__ = ()
+
+
+_SHARED = frozenset((str, int, bool, float, type(None), Constant))
+
+
+class Message(NamedTuple):
     """One JSON value received."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParseFailure:
+class ParseFailure(NamedTuple):
     """Input that is no JSON value; `description` is QEMU's text."""
 
     description: str
@@ -38,6 +44,24 @@ class ParseFailure:
 def encode(value: object, *, line_end: bytes) -> bytes:
     """One message as QEMU writes it (ASCII only), with the line end of the channel."""
     return _ENCODER.encode(value).encode("ascii") + line_end
+
+
+def as_read(value: Any) -> Any:
+    """What a reader makes of a value that was written: a copy of its own, lists for tuples.
+
+    For two ends in one process, which need no text between them.
+    """
+    if type(value) in _SHARED:
+        return value
+    if isinstance(value, dict):
+        return {
+            name: member if type(member) in _SHARED else as_read(member)
+            for name, member in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [as_read(element) for element in value]
+    # What else can be written, such as an enumeration that is a str, is read as something plain.
+    return json.loads(_ENCODER.encode(value))
 
 
 class Decoder:

@@ -28,18 +28,18 @@ _SIGNALS = KILLS | {Kind.CANCEL_TOOL, Kind.CANCEL_TOOL_AFTER}
 # Of a site that is used in a loop these uses stand for all: the first two and the last.
 _EARLY_USES = 2
 _RECOVERY = "recovery."
-_FOCUS = (
-    "agent.freeze",
-    "agent.status",
-    "agent.thaw",
-    "backup",
+_STARTS = ("backup", "blockdev-reopen")
+_WINDOW = ("agent.freeze", "agent.status", "agent.thaw", *_STARTS)
+_PUBLISHING = (
     "intake.finish",
     "intake.publish",
     "files.fsync",
     "files.rename",
     "files.fsync-directory",
 )
+_FOCUS = (*_WINDOW, *_PUBLISHING)
 """The freeze window and the publish step, where pairs of faults are tried exhaustively."""
+_ENDS = frozenset({Kind.CANCEL_TOOL, Kind.KILL_TOOL, Kind.POWER_LOSS, Kind.QEMU_DIES})
 # Of faults that are drawn so many meet the focus, a handful among some eighty sites.
 _FOCUS_SHARE = 0.35
 # Runs that meet nothing but what their scenario is about.
@@ -85,13 +85,34 @@ def list_singles(places: Sequence[Place], *, with_kills: bool) -> Iterator[Fault
             yield FaultScript((fault,))
 
 
+def start_site(places: Sequence[Place]) -> str:
+    """What fixes the point in time in a run that freezes its guest; empty if nothing does."""
+    sites = {place.site for place in places}
+    starts = [site for site in _STARTS if site in sites]
+    return starts[0] if starts and "agent.freeze" in sites else ""
+
+
 def list_doubles(places: Sequence[Place], *, with_kills: bool) -> Iterator[FaultScript]:
-    """Each pair of faults at the freeze window and the publish step, first uses only."""
-    focus = [place for place in places if place.site in _FOCUS and place.nth == 1]
-    for first, second in itertools.combinations(focus, 2):
-        for one in faults_at(first, with_kills=with_kills):
-            for other in faults_at(second, with_kills=with_kills):
-                yield FaultScript((one, other))
+    """Each pair of faults in the freeze window, and each at the publish step.
+
+    First uses only, of a kind with several lengths the longest, and of what others do only that
+    which ends the tool or QEMU; the rest is left to chance.
+    """
+    for sites in (_WINDOW, _PUBLISHING):
+        focus = [place for place in places if place.site in sites and place.nth == 1]
+        for first, second in itertools.combinations(focus, 2):
+            for one in _kinds_at(first, with_kills=with_kills):
+                for other in _kinds_at(second, with_kills=with_kills):
+                    yield FaultScript((one, other))
+
+
+def _kinds_at(place: Place, *, with_kills: bool) -> list[Fault]:
+    longest = {
+        fault.kind: fault
+        for fault in faults_at(place, with_kills=with_kills)
+        if fault.kind not in ACTS or fault.kind in _ENDS
+    }
+    return list(longest.values())
 
 
 def draw_script(

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from vzdump_qemu.errors import AgentUnreachable, BackupError, PowerError, QmpUnreachable
 from vzdump_qemu.ports import Agent, Qmp
@@ -63,6 +63,41 @@ class FaultyPower:
         return await self._plane.call(f"power.{name}", Family.POWER, act, bend=bend)
 
 
+_ClientT = TypeVar("_ClientT", bound=FaultyQmp | FaultyAgent)
+
+
+class _Connection(Generic[_ClientT]):
+    """What the tool enters to get a client; what is below it lies on a stack of its own.
+
+    A class and no generator: a run makes dozens.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[AsyncExitStack, float], Awaitable[_ClientT]],
+        leave: Callable[[AsyncExitStack, asyncio.Task[Any] | None], None],
+        timeout_s: float,
+    ) -> None:
+        self._connect = connect
+        self._leave = leave
+        self._timeout_s = timeout_s
+        self._stack = AsyncExitStack()
+        self._client: _ClientT | None = None
+
+    async def __aenter__(self) -> _ClientT:
+        try:
+            self._client = await self._connect(self._stack, self._timeout_s)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self._client
+
+    async def __aexit__(self, *raised: object) -> None:
+        assert self._client is not None
+        self._leave(self._stack, self._client.late)
+        await self._stack.aclose()
+
+
 class FaultyMachine:
     """The `Machine` port."""
 
@@ -90,43 +125,31 @@ class FaultyMachine:
 
     def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
         """As the port says."""
-        return self._connect_qmp(timeout_s)
+        return _Connection(self._open_qmp, self._leave, timeout_s)
 
-    @asynccontextmanager
-    async def _connect_qmp(self, timeout_s: float) -> AsyncIterator[Qmp]:
-        async with AsyncExitStack() as stack:
-            inner, slow_s = await self._connect(
-                "qmp.connect",
-                stack,
-                lambda: self._inner.connect_qmp(timeout_s=timeout_s),
-                QmpUnreachable("no greeting from the monitor: another client may hold it"),
-                timeout_s=timeout_s,
-            )
-            client = FaultyQmp(self._plane, self._inner, inner, slow_s=slow_s)
-            try:
-                yield client
-            finally:
-                self._leave(stack, client.late)
+    async def _open_qmp(self, stack: AsyncExitStack, timeout_s: float) -> FaultyQmp:
+        inner, slow_s = await self._connect(
+            "qmp.connect",
+            stack,
+            lambda: self._inner.connect_qmp(timeout_s=timeout_s),
+            QmpUnreachable("no greeting from the monitor: another client may hold it"),
+            timeout_s=timeout_s,
+        )
+        return FaultyQmp(self._plane, self._inner, inner, slow_s=slow_s)
 
     def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
         """As the port says."""
-        return self._connect_agent(timeout_s)
+        return _Connection(self._open_agent, self._leave, timeout_s)
 
-    @asynccontextmanager
-    async def _connect_agent(self, timeout_s: float) -> AsyncIterator[Agent]:
-        async with AsyncExitStack() as stack:
-            inner, slow_s = await self._connect(
-                "agent.connect",
-                stack,
-                lambda: self._inner.connect_agent(timeout_s=timeout_s),
-                AgentUnreachable("no answer from the guest agent"),
-                timeout_s=timeout_s,
-            )
-            client = FaultyAgent(self._plane, self._inner, inner, slow_s=slow_s)
-            try:
-                yield client
-            finally:
-                self._leave(stack, client.late)
+    async def _open_agent(self, stack: AsyncExitStack, timeout_s: float) -> FaultyAgent:
+        inner, slow_s = await self._connect(
+            "agent.connect",
+            stack,
+            lambda: self._inner.connect_agent(timeout_s=timeout_s),
+            AgentUnreachable("no answer from the guest agent"),
+            timeout_s=timeout_s,
+        )
+        return FaultyAgent(self._plane, self._inner, inner, slow_s=slow_s)
 
     async def _connect(
         self,
@@ -146,7 +169,10 @@ class FaultyMachine:
         slow_s = 0.0
 
         async def act() -> Any:
-            return await stack.enter_async_context(connect())
+            inner = await stack.enter_async_context(connect())
+            if plane.is_dead:
+                await stack.aclose()  # killed while it was connecting: the kernel hangs up
+            return inner
 
         async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
             nonlocal slow_s

@@ -24,9 +24,8 @@ from vzsim.world.files import PartialWrite
 _T = TypeVar("_T")
 Bend = Callable[[Fault, Callable[[], Awaitable[Any]]], Awaitable[Any]]
 # A round trip to another process takes time, or a window full of them would look instant.
-_LATENCIES_S: Mapping[Family, float] = MappingProxyType(
-    {Family.QMP: 0.001, Family.QMP_BACKUP: 0.001, Family.AGENT: 0.002}
-)
+_QMP_LATENCY_S = 0.001
+_AGENT_LATENCY_S = 0.002
 _ERRNOS: Mapping[Kind, int] = MappingProxyType(
     {
         Kind.EIO: errno.EIO,
@@ -132,7 +131,8 @@ class Plane:
             act: the call itself.
             bend: carries out the call under a fault of its own family.
         """
-        await self._wait_if_dead()
+        if self.is_dead or self._ended:
+            await self._wait_if_dead()
         name, faults = self._visit(site, family)
         own = None
         late = None
@@ -143,8 +143,10 @@ class Plane:
                 await self._act(fault)
             else:
                 own = fault
-        if family in _LATENCIES_S:
-            await asyncio.sleep(_LATENCIES_S[family])
+        if family is Family.QMP or family is Family.QMP_BACKUP:
+            await asyncio.sleep(_QMP_LATENCY_S)
+        elif family is Family.AGENT:
+            await asyncio.sleep(_AGENT_LATENCY_S)
         try:
             if own is None or bend is None:
                 result = await act()
@@ -155,7 +157,8 @@ class Plane:
             await self._wait_if_dead()
             self._log.tell(Lane.TOOL, f"{name} failed: {type(error).__name__}: {error}")
             raise
-        await self._wait_if_dead()
+        if self.is_dead or self._ended:
+            await self._wait_if_dead()
         self._log.tell(Lane.TOOL, f"{name} done")
         if late is not None:
             await self._act(late)
@@ -211,7 +214,8 @@ class Plane:
         count = self.visit_counts.get(site, 0) + 1
         self.visit_counts[site] = count
         self.families[site] = family
-        return f"{site}#{count}", self._due.pop((site, count), [])
+        faults = self._due.pop((site, count), []) if self._due else []
+        return f"{site}#{count}", faults
 
     def _trigger(self, fault: Fault) -> None:
         self.triggered.append(fault)

@@ -63,12 +63,14 @@ class _TimerHandle(asyncio.TimerHandle):
 
     __slots__ = ()
 
+    _loop: SimulatedLoop
+
     def __init__(
         self,
         when_s: float,
         callback: Callable[..., object],
         args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
+        loop: SimulatedLoop,
         context: Context | None,
     ) -> None:
         self._when = when_s
@@ -80,6 +82,15 @@ class _TimerHandle(asyncio.TimerHandle):
         self._cancelled = False
         self._repr = None
         self._source_traceback = None
+
+    def cancel(self) -> None:
+        """As asyncio says, in one step."""
+        if not self._cancelled:
+            self._cancelled = True
+            # Lets go of what they hold, as asyncio does.
+            self._callback = self._args = None  # type: ignore[assignment]
+            if self._scheduled:
+                self._loop._timer_cancelled_count += 1
 
 
 class SimulatedLoop(base_events.BaseEventLoop):
@@ -141,7 +152,12 @@ class SimulatedLoop(base_events.BaseEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """As asyncio says."""
-        return self.call_at(self._now_ns / NS_PER_S + delay, callback, *args, context=context)
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        when_s = self._now_ns / NS_PER_S + delay
+        handle = _TimerHandle(when_s, callback, args, self, context)
+        heapq.heappush(self._timers, (when_s, handle))
+        return handle
 
     def call_at(  # type: ignore[override]
         self,

@@ -1,7 +1,8 @@
 """Client ends of a simulated machine's monitor and agent: the `Qmp` and `Agent` ports in memory.
 
-The conversation is the real one, byte for byte; only sockets and framing of a client are left
-out. One client at a time: the next waits until the first has left.
+The conversation is the real one, message for message. An agent's is in bytes, since what resets a
+serial line is one; a monitor's is in objects, since both ends are here. One client at a time: the
+next waits until the first has left.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import Any, Generic, Protocol, TypeVar
 
 from vzdump_qemu.errors import (
     AgentCommandError,
@@ -43,9 +44,10 @@ class MemoryQmp:
         self._next_id = 0
         self._closed = False
 
-    def open(self) -> None:
-        """Connect and wait for nothing: the greeting is only read."""
-        self._monitor.connect(self._take, self._hung_up)
+    async def open(self, timeout_s: float) -> None:
+        """Connect and negotiate; the greeting is not waited for."""
+        self._monitor.connect_in_memory(self._take, self._hung_up)
+        await self.execute("qmp_capabilities", timeout_s=timeout_s)
 
     def close(self) -> None:
         """Leave."""
@@ -100,20 +102,15 @@ class MemoryQmp:
         self._next_id += 1
         message: dict[str, Any] = {"execute": command, "id": self._next_id}
         if arguments:
-            message["arguments"] = dict(arguments)
-        loop = asyncio.get_running_loop()
-        reply: asyncio.Future[Mapping[str, Any]] = loop.create_future()
+            message["arguments"] = wire.as_read(dict(arguments))
+        reply: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
         self._replies[self._next_id] = reply
-        self._monitor.receive(wire.encode(message, line_end=b"\r\n"), fds)
-        timer = loop.call_later(timeout_s, _give_up, reply)
-        try:
-            answer = await reply
-        except TimeoutError as error:
-            # A late reply must never be taken for the next one: this connection is spent.
-            self.close()
-            raise QmpTimeout("got timeout") from error
-        finally:
-            timer.cancel()
+        self._monitor.take(message, fds)
+        if reply.done():
+            # Most commands are carried out at once; no time passes.
+            answer = reply.result()
+        else:
+            answer = await self._wait_for(reply, timeout_s)
         if "error" in answer:
             raise QmpCommandError(
                 command=command,
@@ -122,19 +119,35 @@ class MemoryQmp:
             )
         return answer["return"]
 
-    def _take(self, data: bytes) -> None:
-        for line in data.decode("ascii").splitlines():
-            message = json.loads(line)
-            if "event" in message:
-                event = QmpEvent(name=message["event"], data=message.get("data", {}))
-                for names, queue, ready in self._listeners:
-                    if not names or event.name in names:
-                        queue.append(event)
-                        ready.set()
-                continue
-            reply = self._replies.pop(message.get("id", -1), None)
-            if reply is not None and not reply.done():
-                reply.set_result(message)
+    async def _wait_for(
+        self, reply: asyncio.Future[Mapping[str, Any]], timeout_s: float
+    ) -> Mapping[str, Any]:
+        timer = asyncio.get_running_loop().call_later(timeout_s, _give_up, reply)
+        try:
+            return await reply
+        except TimeoutError as error:
+            # A late reply must never be taken for the next one: this connection is spent.
+            self.close()
+            raise QmpTimeout("got timeout") from error
+        finally:
+            timer.cancel()
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if "event" in message:
+            self._take_event(message["event"], message)
+            return
+        reply = self._replies.pop(message.get("id", -1), None)
+        if reply is not None and not reply.done():
+            reply.set_result(wire.as_read(message))
+
+    def _take_event(self, name: str, message: Mapping[str, Any]) -> None:
+        listening = [entry for entry in self._listeners if not entry[0] or name in entry[0]]
+        if not listening:
+            return
+        event = QmpEvent(name=name, data=wire.as_read(message.get("data", {})))
+        for _, queue, ready in listening:
+            queue.append(event)
+            ready.set()
 
     def _hung_up(self) -> None:
         self._closed = True
@@ -161,9 +174,10 @@ class MemoryAgent:
         self._arrived = asyncio.Event()
         self._closed = False
 
-    def open(self) -> None:
-        """Connect; nothing is said yet."""
+    async def open(self, timeout_s: float) -> None:
+        """Connect and synchronise. Raises AgentUnreachable."""
         self._machine.connect(self._take, self._hung_up)
+        await self.synchronise(timeout_s)
 
     def close(self) -> None:
         """Leave; what was asked is still carried out."""
@@ -237,58 +251,87 @@ class OneClient:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
+        self._waiting_count = 0
 
     async def enter(self, timeout_s: float, refusal: Exception) -> None:
         """Wait for one's turn, bounded; raise `refusal` otherwise."""
         await asyncio.sleep(CONNECT_S)
+        if not self._is_contended:
+            await self._lock.acquire()
+            return
+        self._waiting_count += 1
         try:
             async with asyncio.timeout(timeout_s):
                 await self._lock.acquire()
         except TimeoutError as error:
             raise refusal from error
+        finally:
+            self._waiting_count -= 1
+
+    @property
+    def _is_contended(self) -> bool:
+        """Whether a turn may have to be waited for: one that was told to go on may not have yet."""
+        return self._lock.locked() or self._waiting_count > 0
 
     def leave(self) -> None:
         """It is the next one's turn."""
         self._lock.release()
 
 
-@asynccontextmanager
-async def open_qmp(
+class _Client(Protocol):
+    async def open(self, timeout_s: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+_ClientT = TypeVar("_ClientT", bound=_Client)
+
+
+class Connection(Generic[_ClientT]):
+    """One turn of one client, as a context: opened once it is its turn, in the end closed."""
+
+    def __init__(
+        self, client: _ClientT, turn: OneClient, *, timeout_s: float, refusal: Exception
+    ) -> None:
+        self._client = client
+        self._turn = turn
+        self._timeout_s = timeout_s
+        self._refusal = refusal
+
+    async def __aenter__(self) -> _ClientT:
+        await self._turn.enter(self._timeout_s, self._refusal)
+        try:
+            await self._client.open(self._timeout_s)
+        except BaseException:
+            self._leave()
+            raise
+        return self._client
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._client.close()
+        self._turn.leave()
+
+
+def open_qmp(
     monitor: Monitor,
     turn: OneClient,
     *,
     timeout_s: float,
     duplicate_fd: Callable[[int], int],
-) -> AsyncIterator[MemoryQmp]:
+) -> Connection[MemoryQmp]:
     """Connect to a monitor and negotiate."""
     refusal = QmpUnreachable("no greeting from the monitor: another client may hold it")
-    await turn.enter(timeout_s, refusal)
     client = MemoryQmp(monitor, duplicate_fd)
-    try:
-        client.open()
-        await client.execute("qmp_capabilities", timeout_s=timeout_s)
-        yield client
-    finally:
-        client.close()
-        turn.leave()
+    return Connection(client, turn, timeout_s=timeout_s, refusal=refusal)
 
 
 def open_agent(
     machine: AgentMachine, turn: OneClient, *, timeout_s: float, sync_ids: Callable[[], int]
-) -> AbstractAsyncContextManager[MemoryAgent]:
+) -> Connection[MemoryAgent]:
     """Connect to an agent and synchronise."""
-
-    @asynccontextmanager
-    async def connect() -> AsyncIterator[MemoryAgent]:
-        refusal = AgentUnreachable("another client holds the agent's channel")
-        await turn.enter(timeout_s, refusal)
-        client = MemoryAgent(machine, sync_ids)
-        try:
-            client.open()
-            await client.synchronise(timeout_s)
-            yield client
-        finally:
-            client.close()
-            turn.leave()
-
-    return connect()
+    refusal = AgentUnreachable("another client holds the agent's channel")
+    client = MemoryAgent(machine, sync_ids)
+    return Connection(client, turn, timeout_s=timeout_s, refusal=refusal)

@@ -33,6 +33,7 @@ _RECORD_MAGIC = b"vzsR"
 _PAGE_MAGIC = b"vzsP"
 _PAGE_REPEAT_COUNT = PAGE_BYTES // _PAGE.size + 1
 
+Bytes = bytes | bytearray | memoryview
 PageKey = tuple[int, int]
 """Index of the disk, index of the page on it."""
 
@@ -44,16 +45,14 @@ class Version(NamedTuple):
     mount: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Superblock:
+class Superblock(NamedTuple):
     """Attributes: checkpoint_seq: pages of all transactions up to there are in place."""
 
     checkpoint_seq: int
     is_clean: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """One disk's part of one transaction: whole new pages by their index."""
 
     version: Version
@@ -127,7 +126,7 @@ def encode_record(record: Record, disk_index: int) -> bytes:
     return _summed(head + b"".join(parts))
 
 
-def decode_superblock(image: bytes | bytearray) -> Superblock | None:
+def decode_superblock(image: Bytes) -> Superblock | None:
     """The superblock of a disk, or None if there is no whole one."""
     data = bytes(image[:_SECTOR_BYTES])
     if len(data) < _SECTOR_BYTES or not _is_whole(data):
@@ -138,7 +137,7 @@ def decode_superblock(image: bytes | bytearray) -> Superblock | None:
     return Superblock(checkpoint_seq=checkpoint_seq, is_clean=is_clean)
 
 
-def decode_page(image: bytes | bytearray, disk_index: int, page_index: int) -> Version | None:
+def decode_page(image: Bytes, disk_index: int, page_index: int) -> Version | None:
     """Which write a page holds, or None if it is not one whole write of this very page."""
     offset = page_offset(len(image), page_index)
     return _read_page(bytes(image[offset : offset + PAGE_BYTES]), (disk_index, page_index))
@@ -151,7 +150,7 @@ def _read_page(data: bytes, key: PageKey) -> Version | None:
     return Version(seq, mount)
 
 
-def decode_record(image: bytes | bytearray, disk_index: int, ring_index: int) -> Record | None:
+def decode_record(image: Bytes, disk_index: int, ring_index: int) -> Record | None:
     """One record of a disk, or None if there is no whole one."""
     offset = _SECTOR_BYTES + ring_index * _RECORD_BYTES
     magic, owner, count, mount, seq = _RECORD.unpack_from(image, offset)
@@ -167,7 +166,7 @@ def decode_record(image: bytes | bytearray, disk_index: int, ring_index: int) ->
     return Record(version=Version(seq, mount), pages=pages)
 
 
-def replay(images: Sequence[bytes | bytearray]) -> Replay:
+def replay(images: Sequence[Bytes]) -> Replay:
     """Recover a file system from its disks, in their order, without changing them."""
     blocks = [decode_superblock(image) for image in images]
     broken = [f"disk {index} has no superblock" for index, block in enumerate(blocks) if not block]
@@ -201,7 +200,7 @@ def replay(images: Sequence[bytes | bytearray]) -> Replay:
     )
 
 
-def _read_journal(image: bytes | bytearray, disk_index: int) -> dict[int, Record]:
+def _read_journal(image: Bytes, disk_index: int) -> dict[int, Record]:
     found = (decode_record(image, disk_index, at) for at in range(RECORD_COUNT))
     return {record.version.seq: record for record in found if record is not None}
 

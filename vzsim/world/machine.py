@@ -314,37 +314,25 @@ class SimulatedMachine:
 
     def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
         """As the port says."""
-        return self._connect_qmp(timeout_s)
-
-    @asynccontextmanager
-    async def _connect_qmp(self, timeout_s: float) -> AsyncIterator[Qmp]:
         if self._process is None:
             raise QmpUnreachable(f"VM {self.vmid} not running")
-        connection = open_qmp(
+        return open_qmp(
             self._process.monitors[0],
             self._monitor_turn,
             timeout_s=timeout_s,
             duplicate_fd=self.host.descriptors.duplicate,
         )
-        async with connection as qmp:
-            yield qmp
 
     def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
         """As the port says."""
-        return self._connect_agent(timeout_s)
-
-    @asynccontextmanager
-    async def _connect_agent(self, timeout_s: float) -> AsyncIterator[Agent]:
         if self._process is None or self._process.agent is None:
             raise AgentUnreachable("no agent socket")
-        connection = open_agent(
+        return open_agent(
             self._process.agent,
             self._agent_turn,
             timeout_s=timeout_s,
             sync_ids=lambda: next(self._sync_ids),
         )
-        async with connection as agent:
-            yield agent
 
     @asynccontextmanager
     async def keep_alive(self) -> AsyncIterator[None]:
@@ -364,10 +352,9 @@ def memory_images(sizes: dict[str, int], stream: random.Random) -> dict[str, Dis
     """
     images: dict[str, Disk] = {}
     for path, size_bytes in sizes.items():
-        content = bytearray(size_bytes)
+        disk = MemoryDisk(size_bytes=size_bytes)
         for offset in range(0, size_bytes, 65536):
             if stream.random() < 0.5:
-                part = stream.randbytes(min(4096, size_bytes - offset))
-                content[offset : offset + len(part)] = part
-        images[path] = MemoryDisk(content)
+                disk.write(offset, stream.randbytes(min(4096, size_bytes - offset)))
+        images[path] = disk
     return images

@@ -79,7 +79,7 @@ class SimulatedStorages:
     ) -> VolumeFacts:
         """A zeroed image."""
         volid = self.fleecing_volid(storage_id, vmid=vmid, name=name)
-        disk: Disk = MemoryDisk(bytearray(size_bytes))
+        disk: Disk = MemoryDisk(size_bytes=size_bytes)
         if self.fleecing_bytes:
             disk = CrampedDisk(disk, room_bytes=self.fleecing_bytes)
         self._images[self.path_of(volid)] = disk

@@ -18,6 +18,7 @@ from vzdump_qemu.formats.vma import ConfigBlob, VmaDevice, VmaWriter
 from vzdump_qemu.ports import VmaIntake
 from vzdump_qemu.units import MIB, SECTOR_BYTES
 from vzsim.fakeqmp.disks import Disk
+from vzsim.fakeqmp.nbd_session import bitmap_extents
 from vzsim.fakeqmp.storage_host import MemoryStorage, NbdDirectory, NbdExport
 from vzsim.world.clock import EPOCH_S
 from vzsim.world.files import SimulatedFiles
@@ -130,6 +131,20 @@ class SimulatedClient:
         if self._export is None:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         return bytes(self._export.disk.read(offset_bytes, length_bytes))
+
+    def changed_parts(self, bitmap_name: str) -> list[tuple[int, int]]:
+        """Offset and length of what a bitmap served with the export marks. Raises: OSError."""
+        if self._export is None:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        for bitmap in self._export.bitmaps:
+            if bitmap.name == bitmap_name:
+                found, at = [], 0
+                for length, flags in bitmap_extents(bitmap, 0, self.size_bytes):
+                    if flags:
+                        found.append((at, length))
+                    at += length
+                return found
+        raise OSError(errno.EINVAL, f"no bitmap '{bitmap_name}'")
 
     def close(self) -> None:
         """Leave. Idempotent."""

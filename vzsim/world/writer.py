@@ -13,9 +13,9 @@ import enum
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
-from vzsim.fakeqmp.disks import Disk
+from vzsim.fakeqmp.disks import Disk, peek
 from vzsim.world import guest_files
 from vzsim.world.guest_files import PageKey, Record, Superblock, Version
 from vzsim.world.machine import SimulatedMachine
@@ -69,8 +69,7 @@ class _Phase(enum.Enum):
     QUIET = enum.auto()  # frozen, or about to be switched off
 
 
-@dataclass(frozen=True, slots=True)
-class _CachedWrite:
+class _CachedWrite(NamedTuple):
     disk_index: int
     offset_bytes: int
     data: bytes
@@ -254,8 +253,7 @@ class GuestWriter:
             self._flushed()
 
     def _replay(self) -> None:
-        images = [bytes(disk.read(0, disk.size_bytes)) for _, disk in self._disks]
-        found = guest_files.replay(images)
+        found = guest_files.replay([peek(disk, 0, disk.size_bytes) for _, disk in self._disks])
         self.record.damage += found.faults
         if found.last_seq < self._acknowledged_seq:
             text = f"transaction {self._acknowledged_seq} was flushed, {found.last_seq} is left"
