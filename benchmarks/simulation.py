@@ -1,9 +1,10 @@
-"""How fast backups are simulated: whole backups per second on one core, simulated to real time.
+"""How fast backups are simulated: whole backups per CPU second of a core, simulated to real time.
 
 Run: python benchmarks/simulation.py [RUNS_PER_SCENARIO]. The runs are those that `vzsim explore
---jobs 1` makes by seed, in the same order. Rates are per second of processor time, so that a
-machine shared with others does not change them much; the totals are given by the wall clock as
-well. The goals: 200 backups/s per core over all scenarios, 10,000 times real time on the long ones.
+--jobs 1` makes by seed, in the same order. Rates are per second of processor time; on a machine
+shared with others such a second does less (caches, threads of one core), so the load is told. The
+totals are given by the wall clock as well. The goals: 200 backups per CPU second over all
+scenarios, 10,000 times real time on the long ones.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def main() -> None:
         rows.setdefault(token.scenario, Sums()).add(measure(token))
     load = os.getloadavg()[0]
     print(
-        f"{'scenario':36} {'runs':>6} {'backups':>8} {'backups/s':>12} {'simulated s':>14} "
+        f"{'scenario':36} {'runs':>6} {'backups':>8} {'per CPU s':>12} {'simulated s':>14} "
         f"{'x real time':>14}"
     )
     for name, row in sorted(rows.items()):
@@ -104,7 +105,10 @@ def main() -> None:
         f"{total.simulated_s / total.wall_s:,.0f} x real time, "
         f"{os.cpu_count()} processors with a load of {load:.1f}"
     )
-    print(f"goals: {BACKUPS_PER_S_GOAL} backups/s per core, long ones {SPEED_GOAL:,} x real time")
+    print(
+        f"goals: {BACKUPS_PER_S_GOAL} backups per CPU second and core, "
+        f"long ones {SPEED_GOAL:,} x real time"
+    )
 
 
 if __name__ == "__main__":

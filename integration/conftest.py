@@ -10,13 +10,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from integration.guest import GuestFiles, NoGuest, build_guest
+from integration.probes import DockerFacts, find_docker, why_no_kvm
+
+if TYPE_CHECKING:
+    from integration.scenario import GuestDisk, WritingGuest
 
 # Behaviours are shared with tests: their asserts shall speak as those of tests do.
 pytest.register_assert_rewrite(
@@ -28,20 +34,30 @@ _TOOL = (sys.executable, "-m", "vzdump_qemu")
 
 
 @dataclass(frozen=True)
-class _Machine:
+class Surroundings:
     """What is here; empty texts mean that nothing is missing."""
 
     qemu_version: str
     qemu_missing: str
     guest: GuestFiles | None
     guest_missing: str
+    kvm_missing: str
+    docker: DockerFacts
+
+    @property
+    def accelerator(self) -> str:
+        return "tcg" if self.kvm_missing else "kvm"
 
 
-_MACHINE = pytest.StashKey[_Machine]()
+_MACHINE = pytest.StashKey[Surroundings]()
 _DIRECTORY = pytest.StashKey["tempfile.TemporaryDirectory[str]"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What is covered and what is not must be seen, however quiet the run was asked to be.
+    config.option.verbose = max(config.option.verbose, 0)
+    if "s" not in config.option.reportchars:
+        config.option.reportchars += "s"
     directory = tempfile.TemporaryDirectory(prefix="vzg-", dir="/tmp")
     config.stash[_DIRECTORY] = directory
     config.stash[_MACHINE] = _look_around(Path(directory.name))
@@ -51,10 +67,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[_DIRECTORY].cleanup()
 
 
-def _look_around(directory: Path) -> _Machine:
+def _look_around(directory: Path) -> Surroundings:
     if shutil.which(QEMU) is None:
         text = f"{QEMU} is not installed (apt install qemu-system-x86 qemu-utils)"
-        return _Machine(qemu_version="", qemu_missing=text, guest=None, guest_missing=text)
+        return Surroundings(
+            qemu_version="",
+            qemu_missing=text,
+            guest=None,
+            guest_missing=text,
+            kvm_missing=text,
+            docker=find_docker(),
+        )
     told = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout
     version = told.splitlines()[0].removeprefix("QEMU emulator version ")
     guest, missing = None, ""
@@ -65,7 +88,14 @@ def _look_around(directory: Path) -> _Machine:
             guest = build_guest(directory)
         except NoGuest as error:
             missing = str(error)
-    return _Machine(qemu_version=version, qemu_missing="", guest=guest, guest_missing=missing)
+    return Surroundings(
+        qemu_version=version,
+        qemu_missing="",
+        guest=guest,
+        guest_missing=missing,
+        kvm_missing=why_no_kvm(QEMU, guest),
+        docker=find_docker(),
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -82,7 +112,20 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"qcow2 disks: {images}",
         "real guest and agent: "
         + (f"NOT covered: {machine.guest_missing}" if machine.guest_missing else "covered"),
+        "accelerator: "
+        + (
+            f"TCG; KVM NOT covered: {machine.kvm_missing}"
+            if machine.kvm_missing
+            else "KVM, it has booted the guest"
+        ),
+        "containers: "
+        + (
+            f"NOT covered: {machine.docker.missing}; all scenarios run on the host"
+            if machine.docker.missing
+            else f"covered, {machine.docker.engine}"
+        ),
         "patched QEMU with its 'backup' command: NOT covered: Debian has none",
+        "backups to a Proxmox Backup Server: NOT covered: Debian has none",
         *header_lines(REALS),
         *header_lines(REAL_AGENTS),
     ]
@@ -100,8 +143,9 @@ class Ended:
 class RealLab:
     """A lab whose VMs are run by the real QEMU."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, accelerator: str = "tcg") -> None:
         self.root = root
+        self.accelerator = accelerator
         self.dump = root / "var/lib/vz/dump"
         self.run_directory = root / "var/run/qemu-server"
 
@@ -126,6 +170,8 @@ class RealLab:
 
     def create(self, *words: object) -> None:
         self.must("lab", "create", self.root, "--vm", 100, "--qemu", QEMU, *words)
+        path = self.root / "etc/vzdump-qemu/lab.conf"
+        path.write_text(path.read_text().replace("accel: tcg", f"accel: {self.accelerator}"))
 
     def processes(self) -> list[int]:
         """Ids of the QEMU processes of this lab."""
@@ -144,29 +190,59 @@ class RealLab:
         return found
 
 
-@pytest.fixture
-def machine(request: pytest.FixtureRequest) -> _Machine:
+@pytest.fixture(scope="session")
+def machine(request: pytest.FixtureRequest) -> Surroundings:
     return request.config.stash[_MACHINE]
 
 
+@contextmanager
+def _open_lab(machine: Surroundings) -> Iterator[RealLab]:
+    with tempfile.TemporaryDirectory(prefix="vzr-", dir="/tmp") as directory:
+        lab = RealLab(Path(directory) / "lab", accelerator=machine.accelerator)
+        try:
+            yield lab
+        finally:
+            if lab.root.exists():
+                lab.must("lab", "destroy", lab.root)
+        assert lab.processes() == []
+
+
 @pytest.fixture
-def real_lab(machine: _Machine) -> Iterator[RealLab]:
+def real_lab(machine: Surroundings) -> Iterator[RealLab]:
     """An empty place for a lab; what a test left there is destroyed."""
     if machine.qemu_missing:
         pytest.skip(machine.qemu_missing)
-    with tempfile.TemporaryDirectory(prefix="vzr-", dir="/tmp") as directory:
-        lab = RealLab(Path(directory) / "lab")
+    with _open_lab(machine) as lab:
         yield lab
-        if lab.root.exists():
-            lab.must("lab", "destroy", lab.root)
-        assert lab.processes() == []
+
+
+MakeGuest = Callable[..., "WritingGuest"]
+
+
+@pytest.fixture(scope="module")
+def make_guest(machine: Surroundings) -> Iterator[MakeGuest]:
+    """Makes VMs 100 with guests that write in step, each in its own lab; see `scenario`."""
+    if machine.guest is None:
+        pytest.skip(machine.guest_missing)
+    from integration.scenario import DISKS, WritingGuest
+
+    files = machine.guest
+    with ExitStack() as labs:
+
+        def make(disks: Sequence[GuestDisk] = DISKS, **more: object) -> WritingGuest:
+            lab = labs.enter_context(_open_lab(machine))
+            guest = WritingGuest(lab, files, disks=disks, **more)  # type: ignore[arg-type]
+            guest.create()
+            return guest
+
+        yield make
 
 
 BootGuest = Callable[[], Path]
 
 
 @pytest.fixture
-def boot_guest(machine: _Machine, real_lab: RealLab) -> BootGuest:
+def boot_guest(machine: Surroundings, real_lab: RealLab) -> BootGuest:
     """Starts VM 100 with the real guest on an ext4 disk; returns the file of its console."""
     if machine.guest is None:
         pytest.skip(machine.guest_missing)

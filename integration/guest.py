@@ -45,10 +45,13 @@ class GuestFiles:
             scribed_disks: number of disks, labelled data0, data1, ..., that it writes in step; 0
                 for the guest that writes ticks to its first disk.
         """
-        role = f" scribe={scribed_disks}" if scribed_disks else ""
+        boot = f"-kernel {self.kernel} -initrd {self.initramfs} -append 'panic=-1 quiet"
+        if not scribed_disks:
+            return f"{boot} console=ttyS0' -serial file:{console}"
+        # The first port is that of `serial0: socket`; the guest's login is there.
         return (
-            f"-kernel {self.kernel} -initrd {self.initramfs} "
-            f"-append 'console=ttyS0 panic=-1 quiet{role}' -serial file:{console}"
+            f"{boot} console=ttyS1 scribe={scribed_disks}' "
+            f"-chardev file,id=console,append=on,path={console} -device isa-serial,chardev=console"
         )
 
 

@@ -8,17 +8,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vzdump_qemu.api import backup, open_node
+    from vzdump_qemu.api import backup, open_node, open_socket_vm
     from vzdump_qemu.engine.context import RunResult
+    from vzdump_qemu.node.socket_node import SocketVmOptions
     from vzdump_qemu.plan.options import BackupOptions
 
-__all__ = ["BackupOptions", "RunResult", "backup", "open_node"]
+__all__ = [
+    "BackupOptions",
+    "RunResult",
+    "SocketVmOptions",
+    "backup",
+    "open_node",
+    "open_socket_vm",
+]
 
 _HOMES = {
     "BackupOptions": "vzdump_qemu.plan.options",
     "RunResult": "vzdump_qemu.engine.context",
+    "SocketVmOptions": "vzdump_qemu.node.socket_node",
     "backup": "vzdump_qemu.api",
     "open_node": "vzdump_qemu.api",
+    "open_socket_vm": "vzdump_qemu.api",
 }
 
 

@@ -10,14 +10,18 @@ in the engine and the adapters. Source: architecture, sections 2 and 8.
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import EnginePorts, RunResult
-from vzdump_qemu.events import Emit, Event
+from vzdump_qemu.engine.recovery import recover_all
+from vzdump_qemu.errors import ConfigError, VmLocked
+from vzdump_qemu.events import BackupMode, Emit, Event, Warned
 from vzdump_qemu.node import opening
 from vzdump_qemu.node.local_node import LocalNode
-from vzdump_qemu.plan.options import BackupOptions
+from vzdump_qemu.node.socket_node import SocketNode, SocketVmOptions
+from vzdump_qemu.plan.options import BackupOptions, DataPathChoice
 from vzdump_qemu.qemu.nbd_disk import NbdDisk
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
 from vzdump_qemu.stores.commands import SystemCommandRunner
@@ -41,8 +45,66 @@ def open_node(root: str = "/") -> AbstractAsyncContextManager[LocalNode]:
     return opening.open_node(root, commands=SystemCommandRunner())
 
 
+def open_socket_vm(options: SocketVmOptions) -> SocketNode:
+    """A VM of any QEMU, known by its monitor's socket alone; a node with this one VM.
+
+    Raises:
+        ConfigError: the options contradict each other.
+    """
+    return opening.open_socket_vm(options, commands=SystemCommandRunner())
+
+
+def fit_options(node: LocalNode | SocketNode, options: BackupOptions) -> BackupOptions:
+    """What was asked for, as far as this kind of node leaves a choice.
+
+    Raises:
+        ConfigError: a VM known by its sockets cannot be backed up in the way asked for.
+    """
+    if isinstance(node, LocalNode):
+        return options
+    hint = "what a monitor alone can do is --mode snapshot or suspend by --data-path pull"
+    if options.mode is BackupMode.STOP:
+        raise ConfigError("a VM known only by its sockets cannot be stopped", hint=hint)
+    if options.data_path not in (DataPathChoice.AUTO, DataPathChoice.PULL):
+        name = options.data_path.value
+        raise ConfigError(f"a VM known only by its sockets has no data path '{name}'", hint=hint)
+    if options.fleecing.storage_id:
+        raise ConfigError(
+            f"there is no storage '{options.fleecing.storage_id}' without a node",
+            hint="--fleecing-dir names a directory for scratch images",
+        )
+    if not (options.target.dump_directory or options.target.to_stdout):
+        raise ConfigError("it was not said where the archive goes", hint="use --dumpdir DIR")
+    return replace(options, data_path=DataPathChoice.PULL, log_directory=node.log_directory)
+
+
+async def prepare_node(node: LocalNode | SocketNode, ports: EnginePorts) -> None:
+    """Before a job: on a VM known by its sockets, tell at once what is missing.
+
+    What a killed run under another number left in that VM is put back, too.
+
+    Raises:
+        QmpError: the monitor cannot be had.
+        ConfigError: it is another VM, or something is missing.
+    """
+    if isinstance(node, LocalNode):
+        return
+    for text in await node.check():
+        ports.emit(Warned(text=text))
+    if set(await ports.journals.list_vmids()) - {node.vmid}:
+        with suppress(VmLocked):
+            # One that runs still is no one's to put back, and not waited for here.
+            async with node.hold_global_lock(timeout_s=0):
+                pass
+            await recover_all(ports)
+
+
 async def backup(
-    node: LocalNode, vmid: int, options: BackupOptions | None = None, *, emit: Emit | None = None
+    node: LocalNode | SocketNode,
+    vmid: int,
+    options: BackupOptions | None = None,
+    *,
+    emit: Emit | None = None,
 ) -> RunResult:
     """Back up one VM under the node's global lock.
 
@@ -54,8 +116,10 @@ async def backup(
         BackupError: the job could not begin, e.g. the storage is not there.
         asyncio.CancelledError: the caller was cancelled; everything was undone first.
     """
+    options = fit_options(node, options or BackupOptions())
     ports = join_ports(node, emit=emit or _ignore)
-    batch = await back_up_all(ports, options or BackupOptions(), (vmid,))
+    await prepare_node(node, ports)
+    batch = await back_up_all(ports, options, (vmid,))
     if batch.error is not None:
         raise batch.error
     [result] = batch.runs
@@ -63,7 +127,7 @@ async def backup(
 
 
 def join_ports(
-    node: LocalNode,
+    node: LocalNode | SocketNode,
     *,
     emit: Emit,
     stdout_fd: int = 1,
@@ -77,16 +141,16 @@ def join_ports(
         guarded: a guardian process watches over our death while a run goes on.
         owner_timeout_s: how long another run on the same VM is waited for.
     """
-    layout, clock = node.layout, SystemClock()
+    clock = SystemClock()
     guardian = None
     if guarded:
-        guardian = Guardian([sys.executable, "-m", GUARDIAN_MODULE, layout.root])
+        guardian = Guardian([sys.executable, "-m", GUARDIAN_MODULE, *node.address])
     return EnginePorts(
         node=node,
         store=ArchiveDirectory(stdout_fd=stdout_fd, guardian=guardian),
         packer=PumpedVmaPacker(clock=clock, open_nbd=lambda origin: NbdDisk(origin, clock=clock)),
         journals=FileJournals(
-            layout.journal_directory,
+            node.journal_directory,
             guardian.watch if guardian else None,
             owner_timeout_s=owner_timeout_s,
             boot_id=read_boot_id(),

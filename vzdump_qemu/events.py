@@ -290,6 +290,21 @@ class FleecingAttaching(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IncrementPlanned(Event):
+    """Whether what did not change since an earlier backup is left unread.
+
+    Attributes:
+        changed_bytes: what is looked at; all of `size_bytes` if there is a `reason` for that.
+        reason: why nothing is left unread; empty otherwise.
+    """
+
+    device_id: str
+    size_bytes: int
+    changed_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleecingRemoving(Event):
     """A fleecing image is deleted; `old` if an earlier run left it."""
 

@@ -153,6 +153,7 @@ class VolumeFacts:
         size_bytes: 0 if an absolute path does not exist.
         format: ``raw``, ``qcow2``, …; empty if unknown.
         is_block_device: the path names a block device.
+        device_path: QOM path of the guest's device, where a disk is known by that alone.
     """
 
     volid: str
@@ -161,6 +162,7 @@ class VolumeFacts:
     size_bytes: int
     format: str
     is_block_device: bool
+    device_path: str = ""
 
 
 class Storages(Protocol):

@@ -14,6 +14,7 @@ from integration.conftest import BootGuest, RealLab
 from vzdump_qemu import events
 from vzdump_qemu.api import join_ports
 from vzdump_qemu.engine.freeze import FreezeWindow
+from vzdump_qemu.engine.run_state import wait_for_silence
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import AgentCommandError, AgentUnreachable, JobError
 from vzdump_qemu.events import Consistency
@@ -149,7 +150,7 @@ async def _through_the_window(
 ) -> tuple[FreezeWindow, list[events.Event]]:
     heard: list[events.Event] = []
     ports = join_ports(guest.node, emit=heard.append, guarded=False)
-    window = FreezeWindow(ports, guest.vm)
+    window = FreezeWindow(ports, guest.vm, lambda: wait_for_silence(None))
     async with ports.journals.open(100) as journal:
         undo = UndoStack(heard.append, journal)
         try:

@@ -1,5 +1,6 @@
 """Precedence and conflicts of options."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,3 +149,13 @@ def test_rebuilt_command_line_is_vzdumps() -> None:
         "vzdump 100 101 --storage local --mode snapshot --compress zstd --quiet 1 "
         "--dumpdir '/with blank'"
     )
+
+
+def test_relative_directories_are_those_of_where_the_tool_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guardian stands elsewhere when it removes what is in them."""
+    monkeypatch.chdir(tmp_path)
+    target = make({"dumpdir": "dump", "tmpdir": "."}).target
+    assert target.dump_directory == str(tmp_path / "dump")
+    assert target.temp_directory == str(tmp_path)

@@ -188,6 +188,18 @@ EVENT_TEXTS: tuple[tuple[Event, list[str]], ...] = (
         events.FleecingAttaching(device_id="drive-scsi0", volid="local:1/vm-1-fleece-0.raw"),
         ["INFO: drive-scsi0: attaching fleecing image local:1/vm-1-fleece-0.raw to QEMU"],
     ),
+    (
+        events.IncrementPlanned(
+            device_id="drive-scsi0", size_bytes=4 << 30, changed_bytes=8 << 20, reason=""
+        ),
+        ["INFO: drive-scsi0: dirty-bitmap status: OK (8.0 MiB of 4.0 GiB dirty)"],
+    ),
+    (
+        events.IncrementPlanned(
+            device_id="drive-scsi0", size_bytes=512, changed_bytes=512, reason="no bitmap"
+        ),
+        ["INFO: drive-scsi0: reading everything (no bitmap)"],
+    ),
     (events.FleecingRemoving(volid="s:f", old=False), ["INFO: removing fleecing image 's:f'"]),
     (
         events.FleecingRemoving(volid="s:f", old=True),

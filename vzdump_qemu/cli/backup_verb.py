@@ -19,6 +19,11 @@ EXIT_FAILED = 255
 """What vzdump ends with if anything failed; 0 covers warnings."""
 
 
+# What belongs to a VM known by its sockets, and what to VMs of a node alone.
+_SOCKET_NAMES = ("agent", "name", "vmid", "exclude-disk", "fleecing-dir", "state-dir")
+_NODE_NAMES = ("root", "all", "exclude", "storage", "fleecing")
+
+
 class BackupCommand(click.Command):
     """Reads vzdump's way of writing options, and shows them under headings."""
 
@@ -67,6 +72,11 @@ def _read_request(
     vmids: tuple[str, ...], values: Mapping[str, Any], order: tuple[str, ...]
 ) -> Request:
     given = {name: values[name.replace("-", "_")] for name in order}
+    if "qmp" in given:
+        return _read_socket_request(vmids, given)
+    for name in _SOCKET_NAMES:
+        if name in given:
+            raise click.UsageError(f"{name}: needs option 'qmp'")
     excluded = parse_vmids(given.get("exclude", ()))
     if excluded:
         given["exclude"] = ",".join(str(vmid) for vmid in excluded)
@@ -85,6 +95,33 @@ def _read_request(
         named_vmids=named,
         all_vms=all_vms,
         excluded_vmids=excluded,
+    )
+
+
+def _read_socket_request(vmids: tuple[str, ...], given: dict[str, Any]) -> Request:
+    from vzdump_qemu.node.socket_node import SocketVmOptions
+
+    if vmids:
+        raise click.UsageError("qmp: one VM, known by its socket; --vmid gives it a number")
+    for name in _NODE_NAMES:
+        if name in given:
+            raise click.UsageError(f"{name}: option conflicts with option 'qmp'")
+    excluded = (word for text in given.get("exclude-disk", ()) for word in text.split(","))
+    return Request(
+        root="/",
+        given=given,
+        named_vmids=(),
+        all_vms=False,
+        excluded_vmids=(),
+        sockets=SocketVmOptions(
+            qmp_socket=given["qmp"],
+            agent_socket=given.get("agent", ""),
+            name=given.get("name", ""),
+            vmid=given.get("vmid", 0),
+            fleecing_directory=given.get("fleecing-dir") or given.get("dumpdir", ""),
+            excluded_disks=tuple(word for word in excluded if word),
+            state_directory=given.get("state-dir", ""),
+        ),
     )
 
 

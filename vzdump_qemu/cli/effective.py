@@ -6,6 +6,7 @@ grammar to `formats`. Source: host behaviour, sections 1.1, 1.3, 1.6 and 2.2.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,14 +143,15 @@ def _make_target(merged: Mapping[str, Any]) -> TargetOptions:
         storage_id = "local"
     return TargetOptions(
         storage_id=storage_id,
-        dump_directory=_strip_slashes(directory),
+        dump_directory=_absolute(directory),
         to_stdout=to_stdout,
-        temp_directory=_strip_slashes(merged.get("tmpdir", "")),
+        temp_directory=_absolute(merged.get("tmpdir", "")),
     )
 
 
-def _strip_slashes(path: str) -> str:
-    return path.rstrip("/") or path[:1]
+def _absolute(path: str) -> str:
+    """What another process puts back after our death must not depend on where we stood."""
+    return os.path.abspath(path) if path else ""
 
 
 def _parse_fleecing(text: str, *, limit_bytes: int) -> FleecingOptions:

@@ -1,8 +1,8 @@
 """The guardian process: waits for the tool's death and puts back what its run left.
 
-Run as ``python -m vzdump_qemu.cli.guard ROOT VMID`` with the control socket as standard input.
-Small while it waits: the engine is imported after the death, while the stream is drained already.
-Source: architecture, section 6.
+Run as ``python -m vzdump_qemu.cli.guard ADDRESS… VMID``, with the control socket as standard input;
+the address is the node's own. Small while it waits: the engine is imported after the death, while
+the stream is drained already. Source: architecture, section 6.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _READ_BYTES = 1 << 20
 
 def main() -> int:
     """Watch, then recover; the exit code is 0 if nothing is left open."""
-    root, vmid = sys.argv[1], int(sys.argv[2])
+    address, vmid = tuple(sys.argv[1:-1]), int(sys.argv[-1])
     # Whoever ends the tool politely ends it with its undo; the guardian outlives that.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -34,7 +34,7 @@ def main() -> int:
     for drain in drains:
         drain.start()
     try:
-        return 0 if _recover(root, vmid) else 1
+        return 0 if _recover(address, vmid) else 1
     finally:
         # A job that could not be cancelled goes on, and so does its reader.
         for drain in drains:
@@ -66,12 +66,12 @@ def _drain(fd: int) -> None:
         pass
 
 
-def _recover(root: str, vmid: int) -> bool:
+def _recover(address: tuple[str, ...], vmid: int) -> bool:
     import asyncio
 
     from vzdump_qemu.cli.recovering import recover_after_death
 
-    return asyncio.run(recover_after_death(root, vmid))
+    return asyncio.run(recover_after_death(address, vmid))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TextIO
 
 import click
 
 from vzdump_qemu import events
-from vzdump_qemu.api import join_ports, open_node
+from vzdump_qemu.api import fit_options, join_ports, open_node, open_socket_vm, prepare_node
 from vzdump_qemu.cli.console import Console, JsonScreen, LineScreen, Screen
 from vzdump_qemu.cli.effective import (
     FileOptions,
@@ -32,16 +33,21 @@ from vzdump_qemu.cli.signals import cancelled_by_signals
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, ConfigError
 from vzdump_qemu.formats.vzdump_conf import CONF_PATH
+from vzdump_qemu.node.local_node import LocalNode
+from vzdump_qemu.node.socket_node import SocketNode
 from vzdump_qemu.plan.options import BackupOptions
 from vzdump_qemu.ports import Node
 from vzdump_qemu.stores.system import SystemClock, cpu_count
+
+_NO_FILE = FileOptions(values={}, warnings=())
 
 
 async def run_job(request: Request) -> bool:
     """Run one job; return whether every VM was backed up. What happened was told."""
     with cancelled_by_signals() as interruption:
         clock = SystemClock()
-        of_file = _read_conf(request.root)
+        # The node's own file says nothing about a VM that is none of the node's.
+        of_file = _read_conf(request.root) if request.sockets is None else _NO_FILE
         merged = merge_options(request.given, of_file.values)
         to_stdout = bool(merged.get("stdout"))
         stdout_fd = _set_stdout_aside() if to_stdout else 1
@@ -71,10 +77,11 @@ async def run_job(request: Request) -> bool:
 
 async def _run(request: Request, merged: dict[str, Any], console: Console, stdout_fd: int) -> bool:
     try:
-        async with open_node(request.root) as node:
+        async with _open(request) as node:
             vmids = await _select_vmids(node, request)
-            options = _make_options(request, merged, vmids)
+            options = fit_options(node, _make_options(request, merged, vmids))
             ports = join_ports(node, emit=console.emit, stdout_fd=stdout_fd)
+            await prepare_node(node, ports)
             result = await back_up_all(ports, options, vmids)
     except BackupError as error:
         # Before the first VM: what the engine raises later is in its result.
@@ -86,6 +93,10 @@ async def _run(request: Request, merged: dict[str, Any], console: Console, stdou
     return result.ok
 
 
+def _open(request: Request) -> AbstractAsyncContextManager[LocalNode | SocketNode]:
+    return open_node(request.root) if request.sockets is None else open_socket_vm(request.sockets)
+
+
 def _make_options(
     request: Request, merged: dict[str, Any], vmids: tuple[int, ...]
 ) -> BackupOptions:
@@ -94,7 +105,7 @@ def _make_options(
     options = make_backup_options(
         merged,
         root=request.root,
-        command_line=rebuild_command_line(request.named_vmids, request.given),
+        command_line=rebuild_command_line(() if request.all_vms else vmids, request.given),
         cpu_count=cpu_count(),
     )
     temp_directory = options.target.temp_directory
@@ -104,7 +115,7 @@ def _make_options(
 
 
 async def _select_vmids(node: Node, request: Request) -> tuple[int, ...]:
-    if not request.all_vms:
+    if not (request.all_vms or request.sockets):
         return request.named_vmids
     return tuple(vmid for vmid in await node.list_vmids() if vmid not in request.excluded_vmids)
 
@@ -115,7 +126,7 @@ def _read_conf(root: str) -> FileOptions:
         with open(path, encoding="utf-8", errors="replace") as file:
             return read_file_options(file.read())
     except FileNotFoundError:
-        return FileOptions(values={}, warnings=())
+        return _NO_FILE
     except OSError as error:
         text = f"unable to read '{path}' - {error.strerror or error}"
         return FileOptions(values={}, warnings=(text,))

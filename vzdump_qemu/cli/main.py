@@ -63,6 +63,7 @@ class VerbGroup(click.Group):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(PROGRAM, "[--root DIR] VMID... [OPTIONS]")
+        formatter.write_usage(PROGRAM, "--qmp SOCK --dumpdir DIR [OPTIONS]", prefix="       ")
         formatter.write_usage(PROGRAM, "VERB [OPTIONS] [ARGUMENTS]", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

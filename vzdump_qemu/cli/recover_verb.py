@@ -14,12 +14,15 @@ from vzdump_qemu.errors import VmLocked
 @click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False),
-    default="/",
-    show_default=True,
     metavar="DIR",
-    help="the node: / for this host, or the folder of a lab.",
+    help="the node: / for this host, or the folder of a lab.  [default: /]",
 )
-def recover_command(root: str) -> None:
+@click.option("--qmp", metavar="SOCK", help="a VM of any QEMU, by the socket of its monitor.")
+@click.option("--agent", metavar="SOCK", help="the socket of that VM's guest agent.")
+@click.option("--state-dir", metavar="DIR", help="where that backup kept its journal.")
+def recover_command(
+    root: str | None, qmp: str | None, agent: str | None, state_dir: str | None
+) -> None:
     """Put back what killed backups left: thaw, cancel, continue, detach, remove, unlock.
 
     Each backup does the same for its VM before it begins, and a guardian process does it at
@@ -27,6 +30,17 @@ def recover_command(root: str) -> None:
     """
     from vzdump_qemu.cli.recovering import recover_node
 
+    of_sockets = {"--agent": agent, "--state-dir": state_dir}
+    address = ["--root", root or "/"]
+    if qmp is not None:
+        if root is not None:
+            raise click.UsageError("qmp: option conflicts with option 'root'")
+        address = ["--qmp", qmp]
+    for name, value in of_sockets.items():
+        if value is not None:
+            if qmp is None:
+                raise click.UsageError(f"{name.lstrip('-')}: needs option 'qmp'")
+            address += [name, value]
     count = 0
 
     def tell(event: events.Event) -> None:
@@ -39,7 +53,7 @@ def recover_command(root: str) -> None:
         elif isinstance(event, events.UndoFailed):
             click.echo(f"{event.what}: {event.text}", err=True)
 
-    unfinished = asyncio.run(recover_node(root, tell))
+    unfinished = asyncio.run(recover_node(address, tell))
     if unfinished:
         vmids = ", ".join(str(vmid) for vmid in unfinished)
         raise VmLocked(

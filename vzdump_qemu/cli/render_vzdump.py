@@ -108,6 +108,13 @@ def _render_job_end(event: events.JobEnded) -> tuple[LogLine, ...]:
     return info("Backup job finished successfully")
 
 
+def _render_increment(event: events.IncrementPlanned) -> tuple[LogLine, ...]:
+    if event.reason:
+        return info(f"{event.device_id}: reading everything ({event.reason})")
+    changed, size = render_bytes(event.changed_bytes), render_bytes(event.size_bytes)
+    return info(f"{event.device_id}: dirty-bitmap status: OK ({changed} of {size} dirty)")
+
+
 def _render_removal(event: events.FleecingRemoving) -> tuple[LogLine, ...]:
     old = "(old) " if event.old else ""
     return info(f"removing {old}fleecing image '{event.volid}'")
@@ -164,6 +171,7 @@ _GUEST_LINES: LineTable = {
     events.FleecingAttaching: lambda e: info(
         f"{e.device_id}: attaching fleecing image {e.volid} to QEMU"
     ),
+    events.IncrementPlanned: _render_increment,
     events.FleecingRemoving: _render_removal,
     events.FleecingSizeUnknown: lambda e: info(
         f"could not determine block node size of drive '{e.key}' - using fallback"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # The help is instant: nothing of a node is loaded for it.
+    from vzdump_qemu.node.socket_node import SocketVmOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +18,7 @@ class Request:
     Attributes:
         given: options by name, in the order they were given.
         named_vmids: those of the command line; empty with `all_vms`.
+        sockets: the one VM that is meant, known by its sockets; None for VMs of a node.
     """
 
     root: str
@@ -21,3 +26,4 @@ class Request:
     named_vmids: tuple[int, ...]
     all_vms: bool
     excluded_vmids: tuple[int, ...]
+    sockets: SocketVmOptions | None = None

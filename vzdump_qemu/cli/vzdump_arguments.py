@@ -67,8 +67,9 @@ class OptionSpec:
         return self.name.replace("-", "_")
 
 
-_WHAT, _WHERE, _HOW, _LIMITS, _SHOW = (
+_WHAT, _SOCKETS, _WHERE, _HOW, _LIMITS, _SHOW = (
     "What to back up",
+    "A VM of any QEMU, known only by its sockets (instead of VMIDs)",
     "Where the archive goes",
     "How",
     "Limits",
@@ -76,13 +77,15 @@ _WHAT, _WHERE, _HOW, _LIMITS, _SHOW = (
 )
 _BOOLEAN = VzdumpBoolean()
 _COUNT = click.IntRange(min=0)
+_OWN_NAMES = ("root", "log-style", "output", "data-path", "fleecing-limit")
+_LIST_NAMES = ("exclude", "exclude-disk")
 
 
 def _spec(
     section: str, name: str, kind: click.ParamType[Any], metavar: str, text: str
 ) -> OptionSpec:
-    is_list = name == "exclude"
-    own = name in ("root", "log-style", "output", "data-path", "fleecing-limit")
+    is_list = name in _LIST_NAMES
+    own = section == _SOCKETS or name in _OWN_NAMES
     return OptionSpec(
         name=name,
         section=section,
@@ -104,6 +107,31 @@ OPTIONS: tuple[OptionSpec, ...] = (
     ),
     _spec(_WHAT, "all", _BOOLEAN, "BOOL", "every VM of the node."),
     _spec(_WHAT, "exclude", click.STRING, "VMIDS", "all but these; implies --all."),
+    _spec(_SOCKETS, "qmp", click.STRING, "SOCK", "its monitor: -qmp unix:SOCK,server=on,wait=off."),
+    _spec(_SOCKETS, "agent", click.STRING, "SOCK", "its guest agent, for consistent file systems."),
+    _spec(_SOCKETS, "name", click.STRING, "NAME", "the name or UUID that the VM must have."),
+    _spec(
+        _SOCKETS,
+        "vmid",
+        click.IntRange(100, 999_999_999),
+        "ID",
+        "the number its archives bear.  [default: made from SOCK]",
+    ),
+    _spec(_SOCKETS, "exclude-disk", click.STRING, "DISKS", "leave out: drive, device or node ids."),
+    _spec(
+        _SOCKETS,
+        "fleecing-dir",
+        click.Path(exists=True, file_okay=False),
+        "DIR",
+        "for scratch images.  [default: DIR of --dumpdir]",
+    ),
+    _spec(
+        _SOCKETS,
+        "state-dir",
+        click.STRING,
+        "DIR",
+        "for journals and logs.  [default: /var/lib/vzdump-qemu, else ~/.local/state]",
+    ),
     _spec(_WHERE, "storage", click.STRING, "ID", "a storage of the node.  [default: local]"),
     _spec(_WHERE, "dumpdir", click.STRING, "DIR", "a directory instead of a storage."),
     _spec(_WHERE, "stdout", _BOOLEAN, "BOOL", "standard output; one VM only."),

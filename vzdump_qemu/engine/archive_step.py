@@ -218,7 +218,7 @@ class ArchiveStep:
             raise
 
     async def _fix_point_in_time(self, path: DataPath) -> str:
-        window = FreezeWindow(self.ports, self.machine, path.guest_off)
+        window = FreezeWindow(self.ports, self.machine, path.guest_silent)
         self._window = window
         uuid = await self._start(window, path)
         await path.started()

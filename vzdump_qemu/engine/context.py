@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vzdump_qemu.engine.run_state import GuestLook
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError
 from vzdump_qemu.events import Consistency, Emit
@@ -88,8 +89,8 @@ class DataPath(Protocol):
         """Fix the point in time and return the job's uuid; inside the freeze window."""
         ...
 
-    async def guest_off(self) -> None:
-        """Return once the guest has powered off, as far as that is told; else never.
+    async def guest_silent(self) -> GuestLook:
+        """Return once the guest is OFF or HALTED, as far as that is told; else never.
 
         Only between `prepare` and `started`: who waits for the guest learns so that it is off.
         """

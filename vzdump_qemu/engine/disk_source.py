@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vzdump_qemu.disk_ports import DiskOrigin
+from vzdump_qemu.engine.run_state import GuestLook
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError
 
@@ -25,8 +26,8 @@ class DiskSource(Protocol):
         """Fix one point in time of all disks; inside the freeze window."""
         ...
 
-    async def guest_off(self) -> None:
-        """As `DataPath.guest_off`."""
+    async def guest_silent(self) -> GuestLook:
+        """As `DataPath.guest_silent`."""
         ...
 
     async def expose(self) -> Sequence[DiskOrigin]:

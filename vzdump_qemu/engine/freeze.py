@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
-from vzdump_qemu.engine.power import is_guest_off
+from vzdump_qemu.engine.run_state import GuestLook, look_at_guest
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import AgentCommandError, GuestError
 from vzdump_qemu.events import Consistency, FreezeSkip
@@ -34,7 +34,7 @@ THAW_ATTEMPT_COUNT_MAX = 2
 THAW_PAUSE_S = 1.0
 # How often QEMU is asked meanwhile whether the guest is on at all.
 OFF_PAUSE_S = 5.0
-OFF_TIMEOUT_S = 2.0
+LOOK_TIMEOUT_S = 2.0
 # All attempts with their pauses; the undo stack must not cut them short.
 THAW_DEADLINE_S = THAW_ATTEMPT_COUNT_MAX * (2 * THAW_TIMEOUT_S + THAW_PAUSE_S)
 
@@ -43,15 +43,19 @@ StartJob: TypeAlias = Callable[[], Awaitable[str]]
 """Fixes the point in time and returns the job's uuid."""
 
 
-class _GuestOff(GuestError):
-    """Nobody is there any more who could answer."""
+class _GuestSilent(GuestError):
+    """Nobody is there who could answer."""
+
+    def __init__(self, message: str, *, is_off: bool) -> None:
+        super().__init__(message)
+        self.is_off = is_off
 
 
 class FreezeWindow:
     """Freezes, starts, thaws; afterwards tells what was reached.
 
     Args:
-        guest_off: returns once the guest has powered off inside the window, else never.
+        guest_silent: returns once the guest is off or halted inside the window, else never.
 
     Attributes:
         consistency: FROZEN only after the agent froze something and thawed it again: a guest
@@ -60,13 +64,13 @@ class FreezeWindow:
     """
 
     def __init__(
-        self, ports: EnginePorts, machine: Machine, guest_off: Callable[[], Awaitable[None]]
+        self, ports: EnginePorts, machine: Machine, guest_silent: Callable[[], Awaitable[GuestLook]]
     ) -> None:
         self._ports = ports
         self._machine = machine
-        self._guest_off = guest_off
+        self._guest_silent = guest_silent
         self._has_frozen = False
-        self._off: asyncio.Future[None] | None = None
+        self._silence: asyncio.Future[GuestLook] | None = None
         self._connection = AsyncExitStack()
         self._agent: Agent | None = None
         self._sent_ns = 0
@@ -96,7 +100,7 @@ class FreezeWindow:
                 Reversal(kind=ReversalKind.THAW),
                 timeout_s=THAW_DEADLINE_S,
             )
-            self._off = asyncio.ensure_future(self._guest_off())
+            self._silence = asyncio.ensure_future(self._guest_silent())
             try:
                 await self._freeze()
                 self._ports.emit(events.JobStartIssued())
@@ -105,8 +109,8 @@ class FreezeWindow:
                 if self._is_refused:
                     thaw.dismiss()
                 await thaw.run()
-                self._off.cancel()
-                self._off = None
+                self._silence.cancel()
+                self._silence = None
                 undo.persist(thaw)
 
     async def _connect(self, timeout_s: float) -> Agent:
@@ -150,7 +154,7 @@ class FreezeWindow:
         self._sent_ns = self._ports.clock.now_ns()
         try:
             await self._timed(
-                self._unless_off(
+                self._unless_silent(
                     self._agent.execute("guest-fsfreeze-freeze", timeout_s=FREEZE_TIMEOUT_S)
                 )
             )
@@ -159,8 +163,8 @@ class FreezeWindow:
             # thaw is not ours to send) froze nothing; any other error may come after the hooks.
             self._is_refused = error.error_class == "CommandNotFound"
             self._tell_failure(f"unable to freeze guest fs - {error.description}")
-        except _GuestOff:
-            self._tell_failure("unable to freeze guest fs - the guest has powered off")
+        except _GuestSilent as error:
+            self._tell_failure(f"unable to freeze guest fs - {error}")
         except GuestError:
             await self._timed(self._await_late_freeze())
         else:
@@ -175,12 +179,12 @@ class FreezeWindow:
             minutes_left = 10 * (STATUS_AFTER_FREEZE_COUNT - asked_count)
             self._ports.emit(events.FreezeStillWaiting(minutes_left=minutes_left))
             try:
-                status = await self._unless_off(self._ask_status(STATUS_AFTER_FREEZE_TIMEOUT_S))
+                status = await self._unless_silent(self._ask_status(STATUS_AFTER_FREEZE_TIMEOUT_S))
             except AgentCommandError as error:
                 self._tell_failure(f"unable to freeze guest fs - {error.description}")
                 return
-            except _GuestOff:
-                self._tell_failure("unable to freeze guest fs - the guest has powered off")
+            except _GuestSilent as error:
+                self._tell_failure(f"unable to freeze guest fs - {error}")
                 return
             except GuestError:
                 continue
@@ -210,15 +214,17 @@ class FreezeWindow:
         """Thaw until the guest is known to be thawed; bounded."""
         self._ports.emit(events.ThawIssued())
         thawed = False
-        for attempt_count in range(1, THAW_ATTEMPT_COUNT_MAX + 1):
-            if attempt_count > 1:
-                self._ports.emit(events.ThawRetried(attempt_count=attempt_count))
-            thawed = await self._timed(self._try_thaw_unless_off())
-            if thawed:
-                break
-            await self._ports.clock.sleep(THAW_PAUSE_S)
-        ended_ns = self._ports.clock.now_ns()
-        await self._connection.aclose()
+        try:
+            for attempt_count in range(1, THAW_ATTEMPT_COUNT_MAX + 1):
+                if attempt_count > 1:
+                    self._ports.emit(events.ThawRetried(attempt_count=attempt_count))
+                thawed = await self._timed(self._try_thaw_unless_silent())
+                if thawed:
+                    break
+                await self._ports.clock.sleep(THAW_PAUSE_S)
+            ended_ns = self._ports.clock.now_ns()
+        finally:
+            await self._connection.aclose()
         if not thawed:
             text = "the guest's file systems may still be frozen: thaw them inside the guest"
             raise GuestError(text)
@@ -231,22 +237,24 @@ class FreezeWindow:
             )
         )
 
-    async def _try_thaw_unless_off(self) -> bool:
+    async def _try_thaw_unless_silent(self) -> bool:
         """One attempt; a guest that powered off is not frozen, and never answers."""
         try:
-            if await self._unless_off(self._try_thaw()):
+            if await self._unless_silent(self._try_thaw()):
                 return True
-        except _GuestOff:
-            return True
-        # Inside the window the monitor is not free to be asked.
-        return self._off is None and await is_guest_off(self._machine, timeout_s=OFF_TIMEOUT_S)
+            await self._refuse_mute_guest()
+        except _GuestSilent as error:
+            if error.is_off:
+                return True
+            raise
+        return False
 
-    async def _unless_off(self, answer: Coroutine[Any, Any, _T]) -> _T:
-        """Wait for the guest's answer; raise _GuestOff if it cannot come any more."""
+    async def _unless_silent(self, answer: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for the guest's answer; raise _GuestSilent if it cannot come."""
         waiting = asyncio.ensure_future(answer)
         watched: set[asyncio.Future[Any]] = {waiting}
-        if self._off is not None:
-            watched.add(self._off)
+        if self._silence is not None:
+            watched.add(self._silence)
         try:
             while not waiting.done():
                 await asyncio.wait(
@@ -254,12 +262,24 @@ class FreezeWindow:
                 )
                 if waiting.done():
                     break
-                is_off = self._off is not None and self._off.done()
-                if is_off or not await self._machine.is_running():
-                    raise _GuestOff("the guest has powered off")
+                await self._refuse_mute_guest()
             return waiting.result()
         finally:
             waiting.cancel()
+
+    async def _refuse_mute_guest(self) -> None:
+        """Raise if the guest cannot answer, as far as that can be told."""
+        if self._silence is not None:
+            # Inside the window the monitor is not free to be asked, but tells by itself.
+            look = self._silence.result() if self._silence.done() else GuestLook.CANNOT_TELL
+            if not await self._machine.is_running():
+                look = GuestLook.OFF
+        else:
+            look = await look_at_guest(self._machine, timeout_s=LOOK_TIMEOUT_S)
+        if look is GuestLook.OFF:
+            raise _GuestSilent("the guest has powered off", is_off=True)
+        if look is GuestLook.HALTED:
+            raise _GuestSilent("the guest stands still and cannot answer", is_off=False)
 
     async def _try_thaw(self) -> bool:
         try:

@@ -14,9 +14,9 @@ from vzdump_qemu.engine.attachments import Attachments, RunDisk
 from vzdump_qemu.engine.context import DataPath, EnginePorts
 from vzdump_qemu.engine.data_path_choice import choose_live_path, query_abilities
 from vzdump_qemu.engine.native_vma import NativeJob, NativeVmaPath
-from vzdump_qemu.engine.power import CONNECT_TIMEOUT_S
 from vzdump_qemu.engine.pull_source import PullSource
 from vzdump_qemu.engine.read_vma import ReadingVmaPath
+from vzdump_qemu.engine.run_state import CONNECT_TIMEOUT_S
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError, QmpError
 from vzdump_qemu.formats.vm_config import VmConfig
@@ -58,22 +58,28 @@ class LivePathMaker:
 
     async def _choose(self) -> tuple[DataPathChoice, dict[str, object] | None]:
         """The path, and the feature list of a patched QEMU; None if it could not be had."""
-        asked, unknown = self.options.data_path, None
+        asked, has_asked = self.options.data_path, False
         if asked is not DataPathChoice.PULL:
             try:
                 features = await self._query_features()
                 self._tell(DataPathChoice.NATIVE, _NATIVE_REASON)
                 return DataPathChoice.NATIVE, features
-            except QmpError as error:
-                unknown = error
+            except QmpError:
+                has_asked = True
         async with self.machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
             choice, reason = choose_live_path(asked, await query_abilities(qmp))
         self._tell(choice, reason)
-        if choice is DataPathChoice.NATIVE and unknown is not None:
-            # Very old patched builds have no feature list but do have the command itself; and
-            # what failed once need not mean anything.
-            self._warn_no_features(unknown)
+        if choice is DataPathChoice.NATIVE and has_asked:
+            return choice, await self._query_features_again()
         return choice, None
+
+    async def _query_features_again(self) -> dict[str, object] | None:
+        """What failed once need not mean anything; very old patched builds have no such list."""
+        try:
+            return await self._query_features()
+        except QmpError as error:
+            self._warn_no_features(error)
+            return None
 
     def _tell(self, choice: DataPathChoice, reason: str) -> None:
         asked = self.options.data_path is choice

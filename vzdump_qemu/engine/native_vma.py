@@ -15,7 +15,7 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts, devlist_text
 from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.job_status import parse_job_progress
-from vzdump_qemu.engine.power import wait_for_guest_off
+from vzdump_qemu.engine.run_state import HALT_EVENTS, GuestLook, wait_for_silence
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import BackupError, JobError, QmpCommandError, QmpError
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
@@ -95,7 +95,7 @@ class NativeVmaPath:
         self._intake: VmaIntake | None = None
         self._connection = AsyncExitStack()
         self._qmp: Qmp | None = None
-        self._shutdowns: AsyncIterator[QmpEvent] | None = None
+        self._halts: AsyncIterator[QmpEvent] | None = None
         self._uuid = ""
         self._fd_name = FD_NAME_PREFIX + ports.ids.uuid()[:8]
         self._backup_file = f"/dev/fdname/{self._fd_name}"
@@ -114,7 +114,7 @@ class NativeVmaPath:
         qmp = await self._connection.enter_async_context(
             self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
         )
-        self._shutdowns = await self._connection.enter_async_context(qmp.events("SHUTDOWN"))
+        self._halts = await self._connection.enter_async_context(qmp.events(*HALT_EVENTS))
         await self._refuse_deadly_devices(qmp)
         self._closing = await undo.push(
             "take back the descriptor",
@@ -151,9 +151,9 @@ class NativeVmaPath:
         self._uuid = str(reply.get("UUID", "")) if isinstance(reply, Mapping) else ""
         return self._uuid
 
-    async def guest_off(self) -> None:
-        """See `DataPath.guest_off`."""
-        await wait_for_guest_off(self._shutdowns)
+    async def guest_silent(self) -> GuestLook:
+        """See `DataPath.guest_silent`."""
+        return await wait_for_silence(self._halts)
 
     async def started(self) -> None:
         """The window is over: let the next client have the monitor."""

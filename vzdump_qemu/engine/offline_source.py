@@ -16,7 +16,7 @@ from typing import Any
 from vzdump_qemu.disk_ports import DiskOrigin
 from vzdump_qemu.engine.attachments import RunDisk
 from vzdump_qemu.engine.context import EnginePorts
-from vzdump_qemu.engine.power import wait_for_guest_off
+from vzdump_qemu.engine.run_state import GuestLook, wait_for_silence
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import BackupError, ConfigError, DiskReadError, JobError
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
@@ -67,9 +67,9 @@ class OfflineSource:
         """The point in time is the VM's last power-off, as long as nobody starts it."""
         await self._refuse_qemu()
 
-    async def guest_off(self) -> None:
-        """See `DiskSource.guest_off`."""
-        await wait_for_guest_off(None)
+    async def guest_silent(self) -> GuestLook:
+        """See `DiskSource.guest_silent`."""
+        return await wait_for_silence(None)
 
     async def expose(self) -> Sequence[DiskOrigin]:
         """What was prepared is readable."""

@@ -6,62 +6,31 @@ Owns which acts the modes make and how each is reversed. Source: host behaviour,
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.run_state import (
+    CONNECT_TIMEOUT_S,
+    PAUSED_STATES,
+    STATUS_TIMEOUT_S,
+    ask_run_state,
+    query_run_state,
+)
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import PowerError, QmpError
 from vzdump_qemu.events import BackupMode
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
-from vzdump_qemu.ports import Machine, Qmp, QmpEvent
+from vzdump_qemu.ports import Machine
 from vzdump_qemu.units import NS_PER_S
 
-CONNECT_TIMEOUT_S = 60.0
-STATUS_TIMEOUT_S = 60.0
 # `cont` right after a job start was seen to take far longer than other commands.
 CONT_TIMEOUT_S = 45.0
 CONT_ATTEMPT_COUNT = 3
 QUIT_TIMEOUT_S = 60.0
-PAUSED_STATES = frozenset({"paused", "prelaunch"})
 # Quit, SIGTERM and SIGKILL have limits of their own below this one.
 STOP_UNDO_TIMEOUT_S = 360.0
-
-
-async def _ask_run_state(qmp: Qmp, timeout_s: float) -> str:
-    reply = await qmp.execute("query-status", timeout_s=timeout_s)
-    return str(reply.get("status", "")) if isinstance(reply, Mapping) else ""
-
-
-async def query_run_state(machine: Machine) -> str:
-    """QMP run state, e.g. ``running``. Raises QmpError."""
-    async with machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
-        return await _ask_run_state(qmp, STATUS_TIMEOUT_S)
-
-
-async def is_guest_off(machine: Machine, *, timeout_s: float) -> bool:
-    """Whether QEMU is gone or its guest has powered off; False if that cannot be told in time."""
-    if not await machine.is_running():
-        return True
-    try:
-        async with machine.connect_qmp(timeout_s=timeout_s) as qmp:
-            return await _ask_run_state(qmp, timeout_s) == "shutdown"
-    except QmpError:
-        return False
-
-
-async def wait_for_guest_off(shutdowns: AsyncIterator[QmpEvent] | None) -> None:
-    """Return once QEMU tells that its guest has powered off.
-
-    Args:
-        shutdowns: its ``SHUTDOWN`` events; None where nobody tells.
-    """
-    if shutdowns is not None:
-        async for _ in shutdowns:
-            return
-    await asyncio.Event().wait()
 
 
 async def stop_unused(machine: Machine, tell: Callable[[], None]) -> tuple[str, Sequence[str]]:
@@ -76,7 +45,7 @@ async def stop_unused(machine: Machine, tell: Callable[[], None]) -> tuple[str, 
         Run state that was found, and what ending it printed.
     """
     async with machine.connect_qmp(timeout_s=CONNECT_TIMEOUT_S) as qmp:
-        run_state = await _ask_run_state(qmp, STATUS_TIMEOUT_S)
+        run_state = await ask_run_state(qmp, STATUS_TIMEOUT_S)
         if run_state != "prelaunch":
             return run_state, ()
         tell()

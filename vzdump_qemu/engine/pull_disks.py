@@ -67,6 +67,8 @@ def device_path_of(backend: Mapping[str, Any]) -> str:
 
 
 def _belongs(backend: Mapping[str, Any], disk: RunDisk) -> bool:
+    if disk.facts.device_path:
+        return device_path_of(backend) == disk.facts.device_path
     if backend.get("device") == disk.device_id:
         return True
     device_path = device_path_of(backend)
@@ -82,7 +84,7 @@ def _locate(backends: Sequence[Mapping[str, Any]], disk: RunDisk) -> PullDisk:
         raise JobError(
             f"Device '{disk.device_id}' not found",
             hint="the configuration was changed after the VM was started: restart the VM, "
-            "or exclude the disk with backup=0",
+            "or exclude the disk (backup=0, --exclude-disk)",
         )
     inserted = backend.get("inserted")
     if not inserted:
@@ -127,12 +129,12 @@ async def _refuse_device(qmp: Qmp, found: PullDisk, *, unsafe_iothreads: bool) -
     if await _property(qmp, found.device_path, "type") in _PASSTHROUGH_TYPES:
         raise JobError(
             f"Device '{device_id}' passes the guest's commands through to the host's device",
-            hint="use a scsi-hd device, or exclude the disk with backup=0",
+            hint="use a scsi-hd device, or exclude the disk (backup=0, --exclude-disk)",
         )
     if await _property(qmp, found.device_path, "share-rw") is True:
         raise JobError(
             f"Device '{device_id}' is shared with other writers",
-            hint="they could change it unseen: exclude the disk with backup=0",
+            hint="they could change it unseen: exclude the disk (backup=0, --exclude-disk)",
         )
     if unsafe_iothreads and await _runs_in_iothread(qmp, found.device_path):
         major, minor = IOTHREAD_EXPORTS_SINCE

@@ -8,12 +8,17 @@ work, and why so, is `pull_nodes`. Source: architecture, section 4; failure mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 from vzdump_qemu import events
 from vzdump_qemu.disk_ports import DiskOrigin
 from vzdump_qemu.engine.attachments import Attachments, RunDisk
+from vzdump_qemu.engine.change_tracking import (
+    ChangeTracking,
+    IncrementalPlan,
+    IncrementalRequest,
+)
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.pull_disks import QUERY_TIMEOUT_S, PullDisk, find_pull_disks
 from vzdump_qemu.engine.pull_nodes import (
@@ -26,6 +31,7 @@ from vzdump_qemu.engine.pull_nodes import (
     release_reversal,
     reopen_passing,
 )
+from vzdump_qemu.engine.run_state import HALT_EVENTS, GuestLook, wait_for_silence
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import (
     BackupError,
@@ -37,7 +43,7 @@ from vzdump_qemu.errors import (
 )
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.plan.options import FleecingOptions
-from vzdump_qemu.ports import Machine, Qmp
+from vzdump_qemu.ports import Machine, Qmp, QmpEvent
 
 MONITOR_TIMEOUT_S = 60.0
 FIX_TIMEOUT_S = 30.0
@@ -51,7 +57,12 @@ _IMAGE_SUFFIX = ".qcow2"
 
 
 class PullSource:
-    """One run's point in time inside a running QEMU; a `DiskSource`."""
+    """One run's point in time inside a running QEMU; a `DiskSource`.
+
+    Args:
+        incremental: what the target asks for that can take up an earlier backup; None means that
+            every disk is read whole and no bitmap is made.
+    """
 
     def __init__(
         self,
@@ -59,6 +70,8 @@ class PullSource:
         machine: Machine,
         disks: Sequence[RunDisk],
         fleecing: FleecingOptions,
+        *,
+        incremental: IncrementalRequest | None = None,
     ) -> None:
         self._ports = ports
         self._machine = machine
@@ -71,6 +84,11 @@ class PullSource:
         self._found: tuple[PullDisk, ...] = ()
         self._connection = AsyncExitStack()
         self._qmp: Qmp | None = None
+        self._halts: AsyncIterator[QmpEvent] | None = None
+        self._changes: ChangeTracking | None = None
+        if incremental is not None:
+            token = ports.ids.uuid().replace("-", "")
+            self._changes = ChangeTracking(machine, incremental, ports.emit, token=token)
         self._views: list[DiskOrigin] = []
         self._handles: list[UndoHandle] = []
         self._socket_path = f"{machine.private_directory}/{_SOCKET_NAME}"
@@ -83,11 +101,14 @@ class PullSource:
         await self._make_directory(undo)
         if self._guarded:
             await self._attach(undo)
+            if self._changes is not None:
+                await self._changes.begin([found for _, found in self._guarded], undo)
         undo.push_own("close the monitor connection", self._close)
         await self._push(undo, "end the NBD server", self._stop_server, self._server_reversal())
         self._qmp = await self._connection.enter_async_context(
             self._machine.connect_qmp(timeout_s=MONITOR_TIMEOUT_S)
         )
+        self._halts = await self._connection.enter_async_context(self._qmp.events(*HALT_EVENTS))
         address = {"type": "unix", "data": {"path": self._socket_path}}
         try:
             await self._qmp.execute(
@@ -104,11 +125,17 @@ class PullSource:
         assert self._qmp is not None
         if not self._guarded:
             return
+        if self._changes is not None:
+            await self._changes.clear(self._qmp)
         below = [(nodes, nodes.filter) for nodes, _ in self._guarded]
         try:
             await reopen_passing(self._qmp, below, timeout_s=FIX_TIMEOUT_S)
         except QmpError as error:
             raise JobError(f"fixing the point in time failed - {error}") from error
+
+    async def guest_silent(self) -> GuestLook:
+        """See `DiskSource.guest_silent`."""
+        return await wait_for_silence(self._halts)
 
     async def expose(self) -> Sequence[DiskOrigin]:
         """Export every disk read-only, the ones without a writer as they are."""
@@ -123,10 +150,16 @@ class PullSource:
                     await self._export(self._qmp, found, _VIEW_PREFIX + str(index), nodes.view)
                 )
                 node_name = nodes.fleecing
+            bitmap_name = await self._copy_changes(self._qmp, index, found)
             export_id = _EXPORT_PREFIX + str(index)
-            origin = await self._export(self._qmp, found, export_id, node_name)
+            origin = await self._export(
+                self._qmp, found, export_id, node_name, bitmap_name=bitmap_name
+            )
             origins[origin.device_id] = origin
         for disk in self._files:
+            if self._changes is not None:
+                reason = "its volume is read directly"
+                self._changes.read_all(disk.device_id, disk.facts.size_bytes, reason)
             origins[disk.device_id] = DiskOrigin(
                 device_id=disk.device_id,
                 size_bytes=disk.facts.size_bytes,
@@ -135,8 +168,24 @@ class PullSource:
         await self._close()
         return tuple(origins[device_id] for device_id in self._order)
 
+    async def _copy_changes(self, qmp: Qmp, index: int, found: PullDisk) -> str:
+        """Name of the bitmap to export with a disk; empty if all of it is to be read."""
+        if self._changes is None:
+            return ""
+        if found.device_path:
+            return await self._changes.copy(qmp, PullNodes(index=index), found)
+        reason = "QEMU has opened it read-only"
+        self._changes.read_all(found.disk.device_id, found.size_bytes, reason)
+        return ""
+
     async def _export(
-        self, qmp: Qmp, found: PullDisk, export_id: str, node_name: str
+        self,
+        qmp: Qmp,
+        found: PullDisk,
+        export_id: str,
+        node_name: str,
+        *,
+        bitmap_name: str = "",
     ) -> DiskOrigin:
         arguments = {
             "type": "nbd",
@@ -145,12 +194,15 @@ class PullSource:
             "name": export_id,
             "writable": False,
         }
+        if bitmap_name:
+            arguments["bitmaps"] = [bitmap_name]
         await qmp.execute("block-export-add", arguments, timeout_s=CHANGE_TIMEOUT_S)
         return DiskOrigin(
             device_id=found.disk.device_id,
             size_bytes=found.size_bytes,
             nbd_socket=self._socket_path,
             export_name=export_id,
+            bitmap_name=bitmap_name,
         )
 
     async def check(self) -> None:
@@ -172,6 +224,20 @@ class PullSource:
             hint="the fleecing image was full or too slow, and the guest's writes went first: "
             "give --fleecing a storage with more room",
         )
+
+    @property
+    def plans(self) -> tuple[IncrementalPlan, ...]:
+        """How each disk is read, once they are exposed; empty where nothing was asked for."""
+        return self._changes.plans if self._changes is not None else ()
+
+    async def keep_changes(self, backup_id: str) -> None:
+        """The target has proved the backup whole: the next one may build upon it.
+
+        Without this call the changes are those since the earlier base, as before the run. What
+        cannot be kept is told, not raised.
+        """
+        if self._changes is not None:
+            await self._changes.keep(backup_id)
 
     async def release(self) -> None:
         """Detach everything now: the guest need not wait for the archive's last steps."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.disk_source import DiskSource
 from vzdump_qemu.engine.intake import open_noted_intake
+from vzdump_qemu.engine.run_state import GuestLook
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError, TargetError, VmaError
 from vzdump_qemu.formats.vma import ConfigBlob
@@ -76,9 +77,9 @@ class ReadingVmaPath:
         await self._source.fix()
         return self._uuid
 
-    async def guest_off(self) -> None:
-        """See `DataPath.guest_off`."""
-        await self._source.guest_off()
+    async def guest_silent(self) -> GuestLook:
+        """See `DataPath.guest_silent`."""
+        return await self._source.guest_silent()
 
     async def started(self) -> None:
         """The window is over: show the disks and begin to read them."""

@@ -16,13 +16,9 @@ from vzdump_qemu.engine.attachments import Attachments
 from vzdump_qemu.engine.change_tracking import drop_bitmaps
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.native_vma import cancel_job, close_descriptor
-from vzdump_qemu.engine.power import (
-    PAUSED_STATES,
-    is_guest_off,
-    query_run_state,
-    stop_unused,
-)
+from vzdump_qemu.engine.power import stop_unused
 from vzdump_qemu.engine.pull_source import release_pulled_disk, stop_nbd_server
+from vzdump_qemu.engine.run_state import PAUSED_STATES, GuestLook, look_at_guest, query_run_state
 from vzdump_qemu.errors import BackupError, ConfigError, GuestError, VmLocked
 from vzdump_qemu.journal_ports import Journal, Reversal, ReversalKind
 from vzdump_qemu.ports import Machine
@@ -44,8 +40,9 @@ GOING_DOWN_PAUSE_S = 1.0
 MONITOR_TIMEOUT_S = 60.0
 # How long and how often the guardian tries what does not succeed.
 PERSISTENCE_S = 2 * 3600.0
-FIRST_PAUSE_S = 5.0
-PAUSE_S_MAX = 300.0
+SOON_S = 900.0
+SOON_PAUSE_S = 10.0
+LATER_PAUSE_S = 300.0
 
 # How long a VM stays locked because something else could not be put back.
 LOCKED_S_MAX = 600.0
@@ -155,8 +152,11 @@ async def _thaw(ports: EnginePorts, machine: Machine) -> None:
                 return
         except GuestError as error:
             last = error
-        if await is_guest_off(machine, timeout_s=MONITOR_TIMEOUT_S):
-            return
+        match await look_at_guest(machine, timeout_s=MONITOR_TIMEOUT_S):
+            case GuestLook.OFF:
+                return
+            case GuestLook.HALTED:
+                break  # it cannot answer, and misses nothing until it runs again
         await ports.clock.sleep(THAW_PAUSE_S)
     raise last or GuestError("the guest's file systems are still frozen")
 
@@ -202,15 +202,13 @@ async def recover_persistently(ports: EnginePorts, vmid: int) -> bool:
     a storage that comes back, another client that lets go of the monitor.
     """
     began_ns = ports.clock.now_ns()
-    pause_s = FIRST_PAUSE_S
     while True:
         elapsed_s = (ports.clock.now_ns() - began_ns) / NS_PER_S
         if await _recover_one(ports, vmid, keeps_lock=elapsed_s < LOCKED_S_MAX):
             return True
         if elapsed_s > PERSISTENCE_S:
             return False
-        await ports.clock.sleep(pause_s)
-        pause_s = min(2 * pause_s, PAUSE_S_MAX)
+        await ports.clock.sleep(SOON_PAUSE_S if elapsed_s < SOON_S else LATER_PAUSE_S)
 
 
 async def recover_all(ports: EnginePorts) -> tuple[int, ...]:

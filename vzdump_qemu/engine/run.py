@@ -14,13 +14,9 @@ from vzdump_qemu.engine.archive_step import ArchiveStep
 from vzdump_qemu.engine.attachments import Attachments, RunDisk
 from vzdump_qemu.engine.context import EnginePorts, RunResult
 from vzdump_qemu.engine.native_vma import cancel_left_over_job
-from vzdump_qemu.engine.power import (
-    PAUSED_STATES,
-    PowerFound,
-    PowerState,
-    query_run_state,
-)
+from vzdump_qemu.engine.power import PowerFound, PowerState
 from vzdump_qemu.engine.recovery import recover_vm
+from vzdump_qemu.engine.run_state import PAUSED_STATES, query_run_state
 from vzdump_qemu.engine.undo import UndoStack, run_shielded
 from vzdump_qemu.errors import BackupError, Interrupted, StorageError, VmLocked
 from vzdump_qemu.events import BackupMode, Consistency

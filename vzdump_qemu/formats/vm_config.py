@@ -41,6 +41,7 @@ _OPTION = re.compile(r"([a-z][a-z_-]*[0-9]*):\s*(\S.*?)\s*", re.DOTALL | re.ASCI
 _BLANKS = " \t\r\n\f\v"
 _LIST_SEPARATORS = re.compile(r"[\s,;]+")
 _KEY_ALIASES = {"cdrom": "ide2"}
+_UNUSED_KEYS = tuple(f"unused{index}" for index in range(UNUSED_COUNT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +114,7 @@ def parse_vm_config(raw: bytes, *, vmid: int) -> VmConfig:
         bios=main.get("bios", "seabios"),
         agent=_read_agent(main.get("agent", "")),
         drives=tuple(parse_drive(key, main[key], vmid=vmid) for key in DRIVE_KEYS if key in main),
-        unused=tuple(
-            (key, main[key])
-            for key in (f"unused{index}" for index in range(UNUSED_COUNT))
-            if key in main
-        ),
+        unused=tuple((key, main[key]) for key in _UNUSED_KEYS if key in main),
         description=description,
         pending=parser.pending,
         snapshots=parser.snapshots,

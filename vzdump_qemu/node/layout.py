@@ -61,6 +61,10 @@ class NodeLayout:
         return self._below("var/lib/vzdump-qemu")
 
     @property
+    def log_directory(self) -> str:
+        return self._below("var/log/vzdump")
+
+    @property
     def vm_lock_directory(self) -> str:
         return self._below("var/lock/qemu-server")
 

@@ -152,6 +152,19 @@ class LocalNode:
         return self._layout
 
     @property
+    def journal_directory(self) -> str:
+        return self._layout.journal_directory
+
+    @property
+    def log_directory(self) -> str:
+        return self._layout.log_directory
+
+    @property
+    def address(self) -> tuple[str, ...]:
+        """Words of a command line by which another process opens the same node."""
+        return ("--root", self._layout.root)
+
+    @property
     def storages(self) -> Storages:
         return self._strategies.storages
 

@@ -1,6 +1,7 @@
 """Which kind of node a root directory is.
 
-Owns the choice; the kinds are `pve_node` and `folder_node`. Source: architecture, section 5.
+Owns the choice; the kinds are `pve_node`, `folder_node` and, for a VM known by its sockets alone,
+`socket_node`. Source: architecture, section 5.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from vzdump_qemu.node.folder_node import open_folder_node
 from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.node.pve_node import is_pve_node, open_pve_node
+from vzdump_qemu.node.socket_node import SocketNode, SocketVmOptions, open_socket_node
 from vzdump_qemu.ports import CommandRunner
 from vzdump_qemu.stores.commands import SystemCommandRunner
 
@@ -27,3 +29,17 @@ def open_node(root: str = "/", *, commands: CommandRunner | None = None) -> Loca
     if is_pve_node(root, commands=commands):
         return open_pve_node(commands=commands, process_id=os.getpid())
     return open_folder_node(root, commands=commands, process_id=os.getpid())
+
+
+def open_socket_vm(
+    options: SocketVmOptions, *, commands: CommandRunner | None = None
+) -> SocketNode:
+    """The node of one VM of any QEMU; what it keeps is in the state directory of this user.
+
+    Raises: ConfigError if there is no such directory, or for a number that no VM can have.
+    """
+    return open_socket_node(
+        options,
+        commands=commands or SystemCommandRunner(),
+        process_id=os.getpid(),
+    )

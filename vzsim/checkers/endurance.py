@@ -37,6 +37,8 @@ def _is_bearable(evidence: Evidence, fault: Fault) -> bool:
         return length_of(fault) <= _PATIENCE_S
     if fault.kind is Kind.STALL and length_of(fault) <= _SLOW_S:
         return True
+    if fault.site == "machine.keep_alive" and evidence.observed.guest_went_off:
+        return False  # then nobody kept the event daemon from ending QEMU with its guest
     if fault.site == "query-backup" and not evidence.observed.point_in_time_count:
         return False  # before there is anything to lose
     return fault.site.startswith(_BEARABLE_SITES) and fault.kind not in _DEATHS | ACTS

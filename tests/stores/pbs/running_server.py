@@ -185,7 +185,7 @@ async def back_up(
         return opened[-1]
 
     uploader = PbsUploader(
-        endpoint, clock=SystemClock(), open_nbd=open_disk, compress=compress, thread_count=3
+        endpoint, clock=SkippingClock(), open_nbd=open_disk, compress=compress, thread_count=3
     )
     upload = await uploader.open(
         backup_at(number),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from tests.stores.pbs.running_server import (
 )
 from vzdump_qemu.formats.pbs import CryptMode, EncryptionKey, Namespace, unlock_key_file, unwrap_key
 from vzdump_qemu.stores.pbs import BackupKey, BackupReader, PbsEndpoint
-from vzsim.fakepbs import DEFAULT_TOKEN, DEFAULT_USER, Account
+from vzsim.fakepbs import DEFAULT_TOKEN, DEFAULT_USER, Account, Fault, FaultKind
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -43,8 +46,6 @@ def restore_to(path: Path, size_bytes: int) -> int:
     path.write_bytes(b"")
     with path.open("r+b") as target:
         target.truncate(size_bytes)
-    import os
-
     return os.open(path, os.O_RDWR)
 
 
@@ -57,8 +58,6 @@ async def restored(
     key: EncryptionKey | None = None,
     namespace: Namespace = Namespace(),  # noqa: B008
 ) -> list[bytes]:
-    import os
-
     reader = await BackupReader.open(endpoint, namespace, backup_at(number), key=key)
     found = []
     try:
@@ -207,8 +206,6 @@ async def test_base_that_cannot_be_trusted_ends_in_a_full_read(spoil: str, reaso
         elif spoil == "size":
             second = first + bytes(CHUNK)
         elif spoil == "failed":
-            from vzsim.fakepbs import Fault, FaultKind
-
             server.pbs.faults.add(Fault(kind=FaultKind.PREVIOUS_FAILED, count=0))
         _, read_bytes, reasons = await back_up(
             endpoint, 1, [second], key=second_key, bases=[base], changed=[[(0, 1)]]

@@ -88,6 +88,14 @@ def api(path: str, **values: object) -> str:
     return f"/api2/json/{path}" + (f"?{query}" if query else "")
 
 
+def _headers(method: str, path: str, values: Mapping[str, object]) -> list[tuple[str, str]]:
+    query = urlencode({name.replace("_", "-"): value for name, value in values.items()})
+    return [
+        (":method", method), (":scheme", "https"), (":authority", "localhost:8007"),
+        (":path", f"/{path}" + (f"?{query}" if query else "")),
+    ]  # fmt: skip
+
+
 class RawSession:
     """HTTP/2 behind the upgrade."""
 
@@ -107,13 +115,8 @@ class RawSession:
         self, method: str, path: str, *, body: bytes | None = None, kind: str = "", **values: object
     ) -> Answer:
         """One request; waits for its answer."""
-        query = urlencode({name.replace("_", "-"): value for name, value in values.items()})
-        target = f"/{path}" + (f"?{query}" if query else "")
         stream_id = self._h2.get_next_available_stream_id()
-        headers = [
-            (":method", method), (":scheme", "https"), (":authority", "localhost:8007"),
-            (":path", target),
-        ]  # fmt: skip
+        headers = _headers(method, path, values)
         if kind:
             headers.append(("content-type", kind))
         answer = self._answers[stream_id] = asyncio.get_running_loop().create_future()
@@ -140,6 +143,32 @@ class RawSession:
         return await self.call(
             method, path, body=json.dumps(value).encode(), kind="application/json"
         )
+
+    async def break_off(self, method: str, path: str) -> None:
+        """Begin a request, and take it back before its body."""
+        stream_id = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream_id, _headers(method, path, {}))
+        self._h2.reset_stream(stream_id)
+        self._flush()
+
+    async def begin(self, method: str, path: str, **values: object) -> int:
+        """One request without a body, nobody waits for its answer; returns its stream."""
+        stream_id = self._h2.get_next_available_stream_id()
+        self._answers[stream_id] = asyncio.get_running_loop().create_future()
+        self._h2.send_headers(stream_id, _headers(method, path, values), end_stream=True)
+        self._flush()
+        return stream_id
+
+    def reset(self, stream_id: int) -> None:
+        """Take a request back."""
+        self._h2.reset_stream(stream_id)
+        self._flush()
+
+    async def say_goodbye(self) -> None:
+        """Announce the end of the connection as HTTP/2 has it; the server then closes."""
+        self._h2.close_connection()
+        self._flush()
+        await self._task
 
     async def close(self) -> None:
         """End the connection without a word."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.vzsim.fakepbs.conftest import HandClock
 from tests.vzsim.fakepbs.raw_client import (
     BACKUP_PROTOCOL,
     READER_PROTOCOL,
@@ -18,7 +19,7 @@ from tests.vzsim.fakepbs.raw_client import (
     session,
     upgrade,
 )
-from vzsim.fakepbs import Account, FakePbs, Fault, FaultKind
+from vzsim.fakepbs import Account, FakePbs, Fault, FaultKind, PbsConfig, PbsSurroundings
 
 OWNER = "root@pam!vzdump"
 
@@ -104,6 +105,24 @@ async def test_second_backup_of_a_group_waits_for_the_end_of_the_first(pbs: Fake
             pass
     async with session(pbs, backup_time=TIME_S + 1):
         pass
+
+
+async def test_old_server_has_its_own_words_for_a_group_in_use(clock: HandClock) -> None:
+    surroundings = PbsSurroundings(now_s=clock, chance=bytes)
+    pbs = FakePbs(PbsConfig(version="3.2.4", refusal_delay_s=0.0), surroundings)
+    async with session(pbs) as opened:
+        assert await refused(pbs, backup_time=TIME_S + 1) == (
+            400,
+            'unable to acquire lock on backup group directory "/datastore/tank/vm/100" - '
+            "another backup is already running",
+        )
+        answer = await opened.call("POST", "fixed_index", archive_name="a.fidx")
+        assert answer.text == (
+            "parameter verification failed - 'size': parameter is missing and it is not optional."
+        )
+    status, text = await refused(pbs, no_cache=1)
+    assert status == 400
+    assert text.startswith("parameter verification failed - 'no-cache'")
 
 
 async def test_group_of_somebody_else_is_refused_and_one_of_my_token_is_not(pbs: FakePbs) -> None:

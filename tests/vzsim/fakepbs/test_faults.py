@@ -20,8 +20,18 @@ from tests.vzsim.fakepbs.raw_client import (
 )
 from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.formats.pbs import chunk_digest
-from vzsim.fakepbs import FakePbs, Fault, FaultKind, Faults, read_faults
+from vzsim.fakepbs import (
+    Account,
+    FakePbs,
+    Fault,
+    FaultKind,
+    Faults,
+    PbsConfig,
+    PbsSurroundings,
+    read_faults,
+)
 from vzsim.fakepbs.verification import verify_backup
+from vzsim.kernel import Chance
 from vzsim.pytest_plugin import Simulation
 
 CHUNK = b"".join(bytes([number % 251]) * 4096 for number in range(1024))
@@ -79,23 +89,21 @@ async def test_connection_cut_while_sending_ends_a_restore(pbs: FakePbs) -> None
     assert pbs.session_count == 0
 
 
+def simulated() -> FakePbs:
+    """A server for a simulation, with the real delays."""
+    chance = Chance(1).stream().randbytes
+    return FakePbs(PbsConfig(), PbsSurroundings(now_s=lambda: TIME_S + 100.0, chance=chance))
+
+
 def test_slow_connection_takes_its_time(sim: Simulation) -> None:
     async def upload() -> None:
-        pbs = simulated(pbs_time=asyncio.get_running_loop().time)
+        pbs = simulated()
         pbs.faults.add(Fault(kind=FaultKind.SLOW, bytes=1 << 16))
         async with session(pbs) as opened:
             await opened.call("POST", "speedtest", body=bytes(10 << 16))
 
     sim.run(upload())
     assert 10.0 <= sim.time_s < 10.5
-
-
-def simulated(*, pbs_time: object = None) -> FakePbs:
-    from vzsim.fakepbs import PbsConfig, PbsSurroundings
-    from vzsim.kernel import Chance
-
-    chance = Chance(1).stream().randbytes
-    return FakePbs(PbsConfig(), PbsSurroundings(now_s=lambda: TIME_S + 100.0, chance=chance))
 
 
 def test_refusal_takes_three_seconds_of_virtual_time(sim: Simulation) -> None:
@@ -107,8 +115,19 @@ def test_refusal_takes_three_seconds_of_virtual_time(sim: Simulation) -> None:
     assert sim.time_s == 3.0
 
 
+def test_missing_privilege_takes_half_a_second_of_virtual_time(sim: Simulation) -> None:
+    async def refused() -> int:
+        pbs = simulated()
+        pbs.accounts.add(Account(auth_id="eve@pbs!t", secret="s", privileges={}))
+        headers = {"Authorization": "PBSAPIToken eve@pbs!t:s"}
+        return (await ask(pbs, "GET", api("admin/datastore/tank/status"), headers=headers)).status
+
+    assert sim.run(refused()) == 403
+    assert sim.time_s == 0.5
+
+
 def test_whole_backup_in_virtual_time_is_the_same_twice() -> None:
-    async def run() -> list[tuple[str, int]]:
+    async def run() -> list[tuple[str, bytes]]:
         pbs = simulated()
         await make_backup(pbs, CHUNK + b"end")
         datastore = pbs.datastores["tank"]
@@ -139,17 +158,22 @@ async def test_scripted_reply_takes_the_place_of_the_work(pbs: FakePbs) -> None:
 @pytest.mark.parametrize(
     ("kind", "is_done"), [(FaultKind.HANG, False), (FaultKind.HANG_AFTER, True)]
 )
-async def test_finish_that_hangs_has_or_has_not_happened(
-    pbs: FakePbs, kind: FaultKind, is_done: bool
+def test_finish_that_hangs_has_or_has_not_happened(
+    sim: Simulation, kind: FaultKind, is_done: bool
 ) -> None:
-    pbs.faults.add(Fault(kind=kind, endpoint="POST /finish"))
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.2):
-            await make_backup(pbs, b"disk")
-    datastore = pbs.datastores["tank"]
-    (place,) = datastore.places(next(iter(datastore.namespaces())))
-    assert datastore.is_finished(place, place.backup(TIME_S)) is is_done
-    assert datastore.locks.held_paths() == []
+    async def hang() -> None:
+        pbs = simulated()
+        pbs.faults.add(Fault(kind=kind, endpoint="POST /finish"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await make_backup(pbs, b"disk")
+        datastore = pbs.datastores["tank"]
+        (place,) = datastore.places(next(iter(datastore.namespaces())))
+        assert datastore.is_finished(place, place.backup(TIME_S)) is is_done
+        assert datastore.locks.held_paths() == []
+
+    sim.run(hang())
+    assert sim.time_s == 60
 
 
 async def test_login_that_hangs_ends_with_its_connection(pbs: FakePbs) -> None:
@@ -180,6 +204,13 @@ async def test_stream_that_is_reset_leaves_the_others_alone(pbs: FakePbs) -> Non
         answer = await opened.call("POST", "blob", body=b"x", file_name="a.blob", encoded_size=1)
         assert answer.status == 0
         await upload_data_blob(opened, "a.blob", b"a")
+
+
+async def test_request_that_its_client_breaks_off_counts_for_the_script(pbs: FakePbs) -> None:
+    pbs.faults.add(Fault(kind=FaultKind.HANG, endpoint="POST /speedtest"))
+    async with session(pbs) as opened:
+        await opened.break_off("POST", "speedtest")
+        assert (await opened.call("POST", "speedtest", body=b"x")).value is None
 
 
 async def test_connection_told_to_go_away_says_which_streams_were_seen(pbs: FakePbs) -> None:

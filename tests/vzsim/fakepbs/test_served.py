@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import signal
@@ -13,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.vzsim.fakepbs.raw_client import (
     BACKUP_PROTOCOL,
@@ -22,10 +24,12 @@ from tests.vzsim.fakepbs.raw_client import (
     backup_target,
     http1,
     upgrade,
+    upload_data_blob,
     upload_disk,
     upload_manifest,
 )
 from vzdump_qemu.formats.pbs import Fingerprint, Repository
+from vzsim.cli import main
 from vzsim.fakepbs.streams import Streams
 from vzsim.pytest_plugin import PbsFixture
 
@@ -126,3 +130,54 @@ async def test_served_process_prints_what_a_client_needs_and_ends_by_signal(
         assert answer.value["version"] == "4.2"
     process.send_signal(signal.SIGTERM)
     assert await process.wait() == os.EX_OK
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "either --qmp or --pbs is needed"),
+        (["--qmp", "a.sock", "--pbs", "b"], "either --qmp or --pbs is needed"),
+        (["--pbs", "b", "--paused"], "--pbs goes with --script and --port alone"),
+    ],
+)
+def test_one_of_machine_and_backup_server_is_served(arguments: list[str], text: str) -> None:
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert text in result.output
+
+
+@pytest.mark.slow
+async def test_user_with_the_password_told_can_log_in(fake_pbs: PbsFixture) -> None:
+    async with fake_pbs.serving() as served:
+        repository = served.user_repository
+        assert (repository.port, str(repository.auth_id)) == (
+            served.repository.port, "root@pam",
+        )  # fmt: skip
+        body = json.dumps({"username": "root@pam", "password": served.password}).encode()
+        headers = {"Content-Type": "application/json"}
+        async with connected(repository.port) as (streams, _):
+            answer = await http1(streams, "POST", api("access/ticket"), headers=headers, body=body)
+            assert answer.value["ticket"].startswith("PBS:root@pam:")
+
+
+@pytest.mark.slow
+async def test_backup_under_way_is_gone_when_the_server_stops(fake_pbs: PbsFixture) -> None:
+    async with fake_pbs.serving() as served:
+        headers = token_headers(served.repository, served.token_secret)
+        async with connected(served.repository.port) as (streams, _):
+            await upgrade(streams, backup_target(), BACKUP_PROTOCOL, headers)
+            opened = RawSession(streams)
+            await upload_data_blob(opened, "a.blob", b"a")
+            await served.listener.close()
+            assert served.pbs.session_count == 0
+            await opened.close()
+    assert [path.name for path in (fake_pbs.directory / "tank/vm/100").iterdir()] == ["owner"]
+
+
+async def test_served_texts_hide_the_secrets(fake_pbs: PbsFixture) -> None:
+    async with fake_pbs.serving() as served:
+        assert served.token_secret not in repr(served)
+        assert served.password not in repr(served)
+        told = dict(line.split("=", 1) for line in served.render().splitlines()[:3])
+        assert told["PBS_PASSWORD"] == served.token_secret

@@ -45,7 +45,8 @@ async def test_writer_waits_for_a_reader_that_does_not_read() -> None:
 
 
 async def test_abort_is_a_reset_for_the_other_side_and_loses_what_was_unread() -> None:
-    (reader, _), (_, writer) = memory_streams()
+    # Both ends are held: a writer that nobody holds closes its end.
+    (reader, _keep), (_, writer) = memory_streams()
     writer.write(b"lost")
     writer.transport.abort()
     with pytest.raises(ConnectionResetError):

@@ -195,7 +195,11 @@ class BackupSession:
 
     async def finish(self) -> None:
         """Make the backup final; only when this returns it exists."""
-        await self._ask("POST", "/finish", (), timeout_s=self._finish_timeout_s)
+        # Silent for as long as the server's disks take, which no stall of the line may end.
+        request = H2Request(
+            method="POST", path="/finish", timeout_s=self._finish_timeout_s, may_stall=True
+        )
+        await self._data(request)
 
     async def speed_test(self, data: bytes) -> None:
         """Send something that the server throws away."""
@@ -215,17 +219,8 @@ class BackupSession:
         )
         await self._data(request)
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        query: Sequence[tuple[str, str]],
-        *,
-        timeout_s: float | None = None,
-    ) -> bytes:
-        return await self._data(
-            H2Request(method=method, path=path, query=query, timeout_s=timeout_s)
-        )
+    async def _ask(self, method: str, path: str, query: Sequence[tuple[str, str]]) -> bytes:
+        return await self._data(H2Request(method=method, path=path, query=query))
 
     async def _data(self, request: H2Request) -> bytes:
         reply = await self._client.request(request)

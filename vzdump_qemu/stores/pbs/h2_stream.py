@@ -57,6 +57,7 @@ class H2Request:
         body: buffers in order, not copied: leave them alone until the reply.
         reply_bytes_max: a longer reply is an error.
         timeout_s: of the whole request; None for the connection's own.
+        may_stall: the server may be silent for all that time, as it has much to do.
     """
 
     method: str
@@ -66,6 +67,7 @@ class H2Request:
     content_type: str = ""
     reply_bytes_max: int = SHORT_REPLY_BYTES_MAX
     timeout_s: float | None = None
+    may_stall: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +81,11 @@ class H2Reply:
 class _Exchange:
     """A request under way."""
 
-    __slots__ = ("body_parts", "bytes_max", "reply", "status", "total_bytes", "wake")
+    __slots__ = ("body_parts", "bytes_max", "may_stall", "reply", "status", "total_bytes", "wake")
 
-    def __init__(self, bytes_max: int) -> None:
-        self.bytes_max = bytes_max
+    def __init__(self, request: H2Request) -> None:
+        self.bytes_max = request.reply_bytes_max
+        self.may_stall = request.may_stall
         self.status = 0
         self.body_parts: list[bytes] = []
         self.total_bytes = 0
@@ -149,19 +152,21 @@ class H2Client:
         self._fail(PbsUnreachable("the connection to the server was ended by us"))
 
     async def close(self) -> None:
-        """End the connection; requests under way fail. Idempotent, bounded, never raises."""
+        """End the connection; requests under way fail. Idempotent, bounded.
+
+        Cancelled: the connection has ended nevertheless.
+        """
         if self._failure is None:
             with suppress(h2.exceptions.H2Error):
                 self._connection.close_connection()
                 self._write_pending()
         self.abort()
         self._receiving.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([self._receiving])
+        await asyncio.wait([self._receiving])
 
     async def _carry_out(self, request: H2Request, target: str) -> H2Reply:
         await self._wait_for_room()
-        exchange = _Exchange(request.reply_bytes_max)
+        exchange = _Exchange(request)
         try:
             stream_id = self._connection.get_next_available_stream_id()
             self._connection.send_headers(
@@ -339,13 +344,14 @@ class H2Client:
         if self._failure is not None:
             return
         stall_s = self._timeouts.stall_s
-        if self._exchanges and self._loop.time() - self._moved_at > stall_s:
+        is_owed = not all(one.may_stall for one in self._exchanges.values())
+        if is_owed and self._loop.time() - self._moved_at > stall_s:
             self._fail(PbsUnreachable(f"nothing moved on the connection for {stall_s:g} seconds"))
             return
         self._watch = self._loop.call_later(stall_s / 4, self._watch_stall)
 
     def _touch_if_idle(self) -> None:
-        if not self._exchanges:
+        if all(one.may_stall for one in self._exchanges.values()):
             self._moved_at = self._loop.time()
 
     def _check(self) -> None:

@@ -116,9 +116,10 @@ class DatastoreCalls:
         self._base: Final = f"/api2/json/admin/datastore/{endpoint.repository.datastore}"
 
     async def version(self) -> str:
-        """Version of the server."""
+        """Version of the server, as ``4.2.3``."""
         request = Http1Request(method="GET", path="/api2/json/version")
-        return (await self._endpoint.call(request, _VersionJson, what="version")).version
+        found = await self._endpoint.call(request, _VersionJson, what="version")
+        return f"{found.version}.{found.release}" if found.release else found.version
 
     async def status(self) -> DatastoreStatus:
         """Room in the datastore."""
@@ -225,6 +226,7 @@ class DatastoreCalls:
 
 class _VersionJson(msgspec.Struct):
     version: str
+    release: str = ""
 
 
 class _StatusJson(msgspec.Struct):

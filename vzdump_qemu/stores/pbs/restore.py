@@ -26,6 +26,7 @@ from vzdump_qemu.formats.pbs import (
     Manifest,
     ManifestEntry,
     Namespace,
+    check_key,
     check_signature,
     decode_manifest,
     file_kind,
@@ -310,6 +311,7 @@ async def _fetch_manifest(
     if manifest.backup != backup:
         raise PbsCorrupt("manifest is one of another backup")
     if key is not None:
+        check_key(manifest, key)
         check_signature(manifest, key)
     return manifest
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError as FutureCancelled
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
@@ -123,12 +124,17 @@ class PbsSink:
                     break
                 self._changed.wait()
         self._check()
+        work = self._close_disks()
         try:
-            closing = asyncio.run_coroutine_threadsafe(self._close_disks(), self._loop)
+            closing = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError as error:
+            work.close()
             raise PbsError("the upload was ended") from error
-        # Bounded by the times of the requests; an interrupt ends the session and so this too.
-        self._entries = closing.result()
+        try:
+            # Bounded by the times of the requests; an interrupt ends the session and so this too.
+            self._entries = closing.result()
+        except FutureCancelled as error:
+            raise PbsError("the upload was ended") from error
 
     def interrupt(self) -> None:
         """As the port says; the connection ends, and the server forgets the backup."""
