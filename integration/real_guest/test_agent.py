@@ -152,7 +152,7 @@ async def _through_the_window(
     ports = join_ports(guest.node, emit=heard.append, guarded=False)
     window = FreezeWindow(ports, guest.vm, lambda: wait_for_silence(None))
     async with ports.journals.open(100) as journal:
-        undo = UndoStack(heard.append, journal)
+        undo = UndoStack(heard.append, journal, ports.clock)
         try:
             await window.start_frozen(job.start, undo)
         except JobError as error:

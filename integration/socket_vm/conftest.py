@@ -138,21 +138,24 @@ class HandVm:
         assert not list(self.dump.glob("*.tmp"))
 
 
+def _wait(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not come"
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def vm(real_lab: RealLab) -> Iterator[HandVm]:
     """A VM that is not started yet, of a QEMU that is there."""
     with tempfile.TemporaryDirectory(prefix="vzs-", dir="/tmp") as directory:
         hand = HandVm(Path(directory))
         yield hand
+        # A guardian at its work would make its directory anew.
+        _wait(lambda: not list(hand.state.rglob("*.journal")))
         hand.kill()
 
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], None]:
-    def wait(holds: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + 60
-        while not holds():
-            assert time.monotonic() < deadline_s, "it did not come"
-            time.sleep(0.05)
-
-    return wait
+    return _wait

@@ -491,6 +491,23 @@ class BitmapBehaviour:
         assert told == "Transaction aborted using Abort action"
         assert _bitmaps(client) == {}
 
+    def test_name_removed_in_a_transaction_is_taken_until_its_end(self, subject: Subject) -> None:
+        client = Client(subject.open_monitor())
+        client.ask("block-dirty-bitmap-add", node="disk0", name="a")
+        remove = {"type": "block-dirty-bitmap-remove", "data": {"node": "disk0", "name": "a"}}
+        add = {"type": "block-dirty-bitmap-add", "data": {"node": "disk0", "name": "a"}}
+        assert client.refusal("transaction", actions=[remove, add]) == "Bitmap already exists: a"
+        assert _bitmaps(client)["a"]["busy"] is False
+        add_other = {"type": "block-dirty-bitmap-add", "data": {"node": "disk0", "name": "b"}}
+        merge = {
+            "type": "block-dirty-bitmap-merge",
+            "data": {"node": "disk0", "target": "b", "bitmaps": ["a"]},
+        }
+        told = client.refusal("transaction", actions=[remove, add_other, merge])
+        assert told == "Bitmap 'a' is currently in use by another operation and cannot be used"
+        assert client.ask("transaction", actions=[add_other, merge, remove]) == {}
+        assert list(_bitmaps(client)) == ["b"]
+
     def test_empty_transaction_succeeds(self, subject: Subject) -> None:
         assert Client(subject.open_monitor()).ask("transaction", actions=[]) == {}
 
@@ -514,6 +531,17 @@ class ExportBehaviour:
         path = subject.new_path("no-folder/nbd.sock")
         told = client.refusal("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
         assert told == f"Failed to bind socket to {path}: No such file or directory"
+
+    def test_bitmap_that_records_is_not_exported_read_only(self, subject: Subject) -> None:
+        client = Client(subject.open_monitor())
+        start_server(client, subject)
+        client.ask("block-dirty-bitmap-add", node="disk0", name="a")
+        export = {"type": "nbd", "id": "e", "node_name": "disk0", "bitmaps": ["a"]}
+        told = client.refusal("block-export-add", **export)
+        assert told == "Enabled bitmap 'a' incompatible with readonly export"
+        client.ask("block-dirty-bitmap-disable", node="disk0", name="a")
+        assert client.ask("block-export-add", **export) == {}
+        assert _bitmaps(client)["a"]["busy"] is True
 
     def test_export_is_told_and_its_end_too(self, subject: Subject) -> None:
         client = Client(subject.open_monitor())
