@@ -251,9 +251,17 @@ class Others:
         jobs.move(self._mirror, JobPhase.RUNNING)
 
     def _start_other_job(self, length_s: float) -> None:
-        if self._scene.machine.run_state is not None:
-            self._scene.machine.process.backup.cancel()
-            self._start_job(_FOREIGN_FD_NAME)
+        self._spawn(self._replace_job())
+
+    async def _replace_job(self) -> None:
+        """Somebody cancels what runs and starts a job of his own, once the monitor is his."""
+        machine = self._scene.machine
+        try:
+            async with machine.connect_qmp(timeout_s=_OPERATOR_PATIENCE_S):
+                machine.process.backup.cancel()
+                self._start_job(_FOREIGN_FD_NAME)
+        except QmpError:
+            return  # there is no QEMU
 
     def _start_job(self, fd_name: str) -> bool:
         """A backup job whose target somebody reads; False if QEMU refuses it now."""

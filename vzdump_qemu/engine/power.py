@@ -22,18 +22,21 @@ from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import PowerError, QmpError
 from vzdump_qemu.events import BackupMode
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
-from vzdump_qemu.ports import Machine
+from vzdump_qemu.ports import Clock, Machine
 from vzdump_qemu.units import NS_PER_S
 
 # `cont` right after a job start was seen to take far longer than other commands.
 CONT_TIMEOUT_S = 45.0
 CONT_ATTEMPT_COUNT = 3
 QUIT_TIMEOUT_S = 60.0
+GONE_PAUSE_S = 0.1
 # Quit, SIGTERM and SIGKILL have limits of their own below this one.
 STOP_UNDO_TIMEOUT_S = 360.0
 
 
-async def stop_unused(machine: Machine, tell: Callable[[], None]) -> tuple[str, Sequence[str]]:
+async def stop_unused(
+    machine: Machine, clock: Clock, tell: Callable[[], None]
+) -> tuple[str, Sequence[str]]:
     """End a QEMU that was started for a backup, unless somebody uses it by now.
 
     Asked and told on one connection: whoever resumes this VM needs that monitor as well, and so
@@ -53,6 +56,16 @@ async def stop_unused(machine: Machine, tell: Callable[[], None]) -> tuple[str, 
             await qmp.execute("quit", timeout_s=QUIT_TIMEOUT_S)
         except QmpError:
             pass  # the connection often ends before the answer; what still lives ends below
+    for _ in range(int(QUIT_TIMEOUT_S / GONE_PAUSE_S)):
+        if not await machine.is_running():
+            return run_state, ()
+        await clock.sleep(GONE_PAUSE_S)
+    try:
+        # What runs by now may be another QEMU, started by force behind a lock.
+        if (new_state := await query_run_state(machine)) != run_state:
+            return new_state, ()
+    except QmpError:
+        pass  # deaf to the last: only force helps
     return run_state, await machine.power.stop()
 
 
@@ -192,7 +205,7 @@ class PowerState:
         if not await self._machine.is_running():
             return
         run_state, lines = await stop_unused(
-            self._machine, lambda: self._ports.emit(events.QemuStopping())
+            self._machine, self._ports.clock, lambda: self._ports.emit(events.QemuStopping())
         )
         if run_state != "prelaunch":
             self._ports.emit(events.VmKeptRunning(run_state=run_state))

@@ -14,7 +14,7 @@ from vzdump_qemu.engine.disk_source import DiskSource
 from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.run_state import GuestLook
 from vzdump_qemu.engine.undo import UndoStack
-from vzdump_qemu.errors import BackupError, TargetError, VmaError
+from vzdump_qemu.errors import BackupError, DiskReadError, TargetError, VmaError
 from vzdump_qemu.formats.vma import ConfigBlob
 from vzdump_qemu.ports import (
     ArchiveTarget,
@@ -86,13 +86,16 @@ class ReadingVmaPath:
         assert self._undo is not None
         origins = await self._source.expose()
         self._undo.push_own("stop reading the disks", self._stop)
-        self._transfer = await self._ports.packer.begin(
-            origins,
-            self.intake,
-            uuid=self._uuid,
-            configs=self._configs,
-            rate_limit_bytes_per_s=self._rate_limit_bytes_per_s,
-        )
+        try:
+            self._transfer = await self._ports.packer.begin(
+                origins,
+                self.intake,
+                uuid=self._uuid,
+                configs=self._configs,
+                rate_limit_bytes_per_s=self._rate_limit_bytes_per_s,
+            )
+        except DiskReadError as error:
+            raise await self._source.explain(error) from error
 
     async def progress(self) -> JobProgress:
         """One look at the transfer; raises its first cause."""

@@ -114,7 +114,7 @@ async def _reverse(
             await _start(ports, machine)
         case ReversalKind.STOP_QEMU:
             if await machine.is_running():
-                await stop_unused(machine, lambda: ports.emit(events.QemuStopping()))
+                await stop_unused(machine, ports.clock, lambda: ports.emit(events.QemuStopping()))
         case ReversalKind.DETACH:
             await Attachments(ports, machine).detach(names)
         case ReversalKind.RELEASE_DISK:
