@@ -82,12 +82,11 @@ int main(int argc, char **argv)
 {
 	static char data[PIECE] __attribute__((aligned(4096)));
 	int fd = open(argv[1], O_WRONLY);
-	long count = atol(argv[2]), line_us = now_us();
+	long first = atol(argv[2]), count = atol(argv[3]), line_us = now_us();
 	setvbuf(stdout, NULL, _IOFBF, 1 << 16);
 	for (long index = 0;; index++) {
-		memset(data, (int)(index % 251) + 1, sizeof data);
 		long before_us = now_us();
-		if (pwrite(fd, data, PIECE, index % count * PIECE) != PIECE || fsync(fd)) {
+		if (pwrite(fd, data, PIECE, (first + index % count) * PIECE) != PIECE || fsync(fd)) {
 			printf("\nWRITE FAILED: %s\n", strerror(errno));
 			fflush(stdout);
 			return 1;
@@ -111,9 +110,25 @@ INIT = """#!/bin/busybox sh
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
 for module in $(/bin/busybox cat /modules.wanted); do /bin/busybox modprobe $module; done
-/bin/writer /dev/vda COUNT
+/bin/writer /dev/vda FIRST COUNT
 while :; do /bin/busybox sleep 60; done
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Noise that the slow target has to take, and then zeroes that the guest overwrites by zeroes.
+
+    They lie on the host's disk as data, so old ones are copied away like any other; in the archive
+    they take no room, so there may be more of them than the guest overwrites meanwhile.
+    """
+
+    noise_bytes: int
+    zero_bytes: int
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.noise_bytes + self.zero_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,14 +157,14 @@ class Impact:
 class Guest:
     """One lab with one running VM whose guest does nothing but write."""
 
-    def __init__(self, root: Path, qemu: str, files: GuestFiles, *, disk_bytes: int) -> None:
+    def __init__(self, root: Path, qemu: str, files: GuestFiles, shape: Shape) -> None:
         self.root = root
         self.console = root / "console"
         tool(
             "lab", "create", root, "--vm", _VMID, "--qemu", qemu, "--no-agent",
-            "--disk", f"virtio0={disk_bytes // MIB}M",
+            "--disk", f"virtio0={shape.disk_bytes // MIB}M",
         )  # fmt: skip
-        fill(root / f"var/lib/vz/images/{_VMID}/vm-{_VMID}-disk-0.raw", disk_bytes)
+        fill(root / f"var/lib/vz/images/{_VMID}/vm-{_VMID}-disk-0.raw", shape)
         config = root / f"etc/pve/qemu-server/{_VMID}.conf"
         text = config.read_text().replace("memory: 64", "memory: 192")
         config.write_text(f"{text}args: {files.arguments(self.console)}\n")
@@ -236,16 +251,18 @@ def tool(*words: object) -> None:
         raise SystemExit(f"{words[:2]} failed:\n{done.stdout.decode(errors='replace')}")
 
 
-def fill(path: Path, size_bytes: int) -> None:
-    """Data everywhere: no write of the guest meets a hole, each costs the same."""
+def fill(path: Path, shape: Shape) -> None:
+    """No holes: each write of the guest costs the same."""
     noise = random.Random(1)
     with path.open("r+b") as file:
-        for _ in range(size_bytes // MIB):
+        for _ in range(shape.noise_bytes // MIB):
             file.write(noise.randbytes(MIB))
+        for _ in range(shape.zero_bytes // MIB):
+            file.write(bytes(MIB))
         os.fsync(file.fileno())
 
 
-def add_writer(directory: Path, *, disk_bytes: int) -> GuestFiles:
+def add_writer(directory: Path, shape: Shape) -> GuestFiles:
     """The integration tests' guest, whose first process only writes."""
     files = build_guest(directory)
     tree = directory / "writing"
@@ -256,7 +273,8 @@ def add_writer(directory: Path, *, disk_bytes: int) -> GuestFiles:
         ["cc", "-O2", "-static", "-o", str(tree / "bin/writer"), str(source)], check=True
     )
     init = tree / "init"
-    init.write_text(INIT.replace("COUNT", str(disk_bytes // PIECE_BYTES)))
+    text = INIT.replace("FIRST", str(shape.noise_bytes // PIECE_BYTES))
+    init.write_text(text.replace("COUNT", str(shape.zero_bytes // PIECE_BYTES)))
     init.chmod(0o755)
     packed = subprocess.run(
         [BUSYBOX, "cpio", "-o", "-H", "newc"],
@@ -309,11 +327,13 @@ def compete(guest: Guest, words: Sequence[str], *, round_count: int, idle_s: flo
 
 
 def measure(
-    directory: Path, qemu: str, files: GuestFiles, words: Sequence[str], options: argparse.Namespace
+    directory: Path, qemu: str, files: GuestFiles, shape: Shape, options: argparse.Namespace
 ) -> bool:
+    """Idle against backup with this QEMU, in a lab of its own; whether the goals are met."""
     root = directory / "lab"
+    words = ("--data-path", "pull" if qemu == STOCK_QEMU else "native")
     try:
-        guest = Guest(root, qemu, files, disk_bytes=options.disk_mib * MIB)
+        guest = Guest(root, qemu, files, shape)
         return compete(guest, words, round_count=options.rounds, idle_s=options.idle_s)
     finally:
         if root.exists():
@@ -328,27 +348,31 @@ def main() -> int:
     parser.add_argument("--patched-qemu", metavar="PATH", help="one that has a backup job")
     parser.add_argument("--directory", default=None, help="where the lab goes")
     options = parser.parse_args()
-    options.disk_mib, options.idle_s = (24, 4.0) if options.quick else (64, 10.0)
+    options.idle_s = 4.0 if options.quick else 10.0
+    shape = Shape(
+        noise_bytes=(24 if options.quick else 64) * MIB,
+        zero_bytes=(1024 if options.quick else 2048) * MIB,
+    )
     if shutil.which(STOCK_QEMU) is None:
         print(f"NOT measured, not installed: {STOCK_QEMU}")
         return 1
     print(
         f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; {options.rounds} rounds, "
-        f"{options.disk_mib} MiB of data, target {TARGET_BYTES_PER_S / 1e6:g} MB/s"
+        f"{shape.noise_bytes // MIB} MiB of noise, target {TARGET_BYTES_PER_S / 1e6:g} MB/s"
     )
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="impact-") as name:
         directory = Path(name)
         try:
-            files = add_writer(directory, disk_bytes=options.disk_mib * MIB)
+            files = add_writer(directory, shape)
         except NoGuest as error:
             print(f"NOT measured, no guest: {error}")
             return 1
         print("pull, stock QEMU", flush=True)
-        is_met = measure(directory, STOCK_QEMU, files, ("--data-path", "pull"), options)
+        is_met = measure(directory, STOCK_QEMU, files, shape, options)
         if options.patched_qemu:
             print("own job, patched QEMU", flush=True)
             # For comparison: no goal of ours.
-            measure(directory, options.patched_qemu, files, ("--data-path", "native"), options)
+            measure(directory, options.patched_qemu, files, shape, options)
         else:
             print(RECORDED)
     return 0 if is_met else 1

@@ -41,7 +41,7 @@ from vzdump_qemu.ports import ArchiveTarget, VmaExpectation
 from vzdump_qemu.qemu.nbd_disk import NbdDisk
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
 from vzdump_qemu.stores.system import SystemClock
-from vzdump_qemu.stores.vma_sink import PumpedVmaPacker
+from vzdump_qemu.stores.vma_packer import PumpedVmaPacker
 from vzdump_qemu.units import GIB, MIB
 
 FLOOR_FACTOR_MAX = 1.5

@@ -13,6 +13,7 @@ import sys
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 
+from vzdump_qemu.disk_ports import DiskOrigin, DiskReader
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import EnginePorts, RunResult
 from vzdump_qemu.engine.recovery import recover_all
@@ -22,13 +23,13 @@ from vzdump_qemu.node import opening
 from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.node.socket_node import SocketNode, SocketVmOptions
 from vzdump_qemu.plan.options import BackupOptions, DataPathChoice
-from vzdump_qemu.qemu.nbd_disk import NbdDisk
+from vzdump_qemu.ports import Clock
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
 from vzdump_qemu.stores.commands import SystemCommandRunner
 from vzdump_qemu.stores.guardian import Guardian
 from vzdump_qemu.stores.run_journal import OWNER_TIMEOUT_S, FileJournals
 from vzdump_qemu.stores.system import SystemClock, SystemIds, read_boot_id
-from vzdump_qemu.stores.vma_sink import PumpedVmaPacker
+from vzdump_qemu.stores.vma_packer import PumpedVmaPacker
 
 # Run as a program of its own; `cli` is above this module and is not imported.
 GUARDIAN_MODULE = "vzdump_qemu.cli.guard"
@@ -148,7 +149,7 @@ def join_ports(
     return EnginePorts(
         node=node,
         store=ArchiveDirectory(stdout_fd=stdout_fd, guardian=guardian),
-        packer=PumpedVmaPacker(clock=clock, open_nbd=lambda origin: NbdDisk(origin, clock=clock)),
+        packer=PumpedVmaPacker(clock=clock, open_nbd=lambda origin: _open_nbd(origin, clock)),
         journals=FileJournals(
             node.journal_directory,
             guardian.watch if guardian else None,
@@ -164,3 +165,9 @@ def join_ports(
 
 def _ignore(_: Event) -> None:
     return
+
+
+def _open_nbd(origin: DiskOrigin, clock: Clock) -> DiskReader:
+    from vzdump_qemu.qemu.nbd_disk import NbdDisk
+
+    return NbdDisk(origin, clock=clock)

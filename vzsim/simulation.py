@@ -232,8 +232,9 @@ class _Trial:
         duration_s = self._tool_ended_s - began_s
         scene.log.tell(Lane.TOOL, f"ended {ending.value} {error}".rstrip())
         # Of a VM that is off, or was found off, nothing fixes what its disks hold.
-        still_disks = still_disks or self._look_at_still_disks()
-        points_in_time = dict(scene.host.points_in_time) or still_disks
+        points_in_time = (
+            dict(scene.host.points_in_time) or still_disks or self._look_at_still_disks()
+        )
         await asyncio.sleep(1.0)
         scene.writer.stop()
         await asyncio.sleep(SETTLE_S if plane.triggered else 10.0)

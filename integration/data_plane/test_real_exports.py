@@ -24,7 +24,7 @@ from vzdump_qemu.qemu.nbd_disk import NbdDisk
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
 from vzdump_qemu.stores.disk_pump import DiskPump
 from vzdump_qemu.stores.system import SystemClock
-from vzdump_qemu.stores.vma_sink import PumpedVmaPacker
+from vzdump_qemu.stores.vma_packer import PumpedVmaPacker
 from vzdump_qemu.units import GIB, MIB
 
 _PROGRAMS = ("qemu-storage-daemon", "qemu-nbd", "qemu-img", "qemu-io")

@@ -24,8 +24,9 @@ from vzdump_qemu.stores.archive_directory import ArchiveDirectory
 from vzdump_qemu.stores.archive_reading import extract_archive, list_archive, verify_archive
 from vzdump_qemu.stores.disk_pump import DiskPump
 from vzdump_qemu.stores.system import SystemClock
+from vzdump_qemu.stores.vma_packer import PumpedVmaPacker
 from vzdump_qemu.stores.vma_relay import open_pipe
-from vzdump_qemu.stores.vma_sink import PumpedVmaPacker, VmaSink
+from vzdump_qemu.stores.vma_sink import VmaSink
 from vzdump_qemu.units import GIB
 
 _UUID = "01234567-89ab-cdef-0123-456789abcdef"

@@ -15,7 +15,7 @@ from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError, ConfigError
-from vzdump_qemu.formats.vma import ConfigBlob, VmaWriter
+from vzdump_qemu.formats.vma import ConfigBlob
 from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaIntake, VmaProof
 
 STREAM_END_TIMEOUT_S = 3600.0
@@ -68,6 +68,8 @@ class ExternalVmaPath:
 
     async def _write_configs(self, intake: VmaIntake, configs: Sequence[ConfigBlob]) -> str:
         uuid = self._ports.ids.uuid()
+        from vzdump_qemu.formats.vma import VmaWriter
+
         writer = VmaWriter(
             uuid=bytes.fromhex(uuid.replace("-", "")),
             ctime_s=int(self._ports.clock.wall_s()),

@@ -25,7 +25,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from vzdump_qemu.errors import VmaError
-from vzdump_qemu.formats.vma import VmaStreamCheck
 from vzdump_qemu.formats.vma.layout import VMA_BLOCK_BYTES
 from vzdump_qemu.ports import VmaProof
 from vzdump_qemu.stores.system import start_thread
@@ -186,6 +185,8 @@ class VmaRelay:
     """
 
     def __init__(self, *, source_fd: int, sink_fd: int) -> None:
+        from vzdump_qemu.formats.vma import VmaStreamCheck
+
         self.check = VmaStreamCheck()
         self.stream_error: VmaError | None = None
         self.sink_error: OSError | None = None
