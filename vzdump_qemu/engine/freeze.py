@@ -133,9 +133,14 @@ class FreezeWindow:
             return False
         try:
             status = await agent.execute("guest-fsfreeze-status", timeout_s=STATUS_TIMEOUT_S)
-        except GuestError as error:
+        except AgentCommandError as error:
             emit(events.Warned(text=f"unable to check guest fs freeze status - {error}"))
             return True
+        except GuestError as error:
+            # It may be somebody's frozen guest, whose thaw would not be ours to send.
+            emit(events.Warned(text=f"unable to check guest fs freeze status - {error}"))
+            emit(events.FreezeSkipped(reason=FreezeSkip.NOT_RUNNING))
+            return False
         if status == "frozen":
             emit(events.FreezeSkipped(reason=FreezeSkip.ALREADY_FROZEN))
             return False

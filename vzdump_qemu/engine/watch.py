@@ -57,7 +57,9 @@ class JobWatch:
                 if progress.status is not JobStatus.ACTIVE:
                     return self._judge(progress)
                 self._refuse_standing(progress)
-            self._refuse_failed_target(progress)
+            ended = await self._judge_failed_target(progress)
+            if ended is not None:
+                return ended
             await self._ports.clock.sleep(pause_s)
             pause_s = min(POLL_S, 2 * pause_s)
 
@@ -100,14 +102,19 @@ class JobWatch:
             self._told_standing = True
             self._ports.emit(events.Warned(text=f"{text}: the guest's writes may wait"))
 
-    def _refuse_failed_target(self, progress: JobProgress | None) -> None:
+    async def _judge_failed_target(self, progress: JobProgress | None) -> JobProgress | None:
+        """Raise what went wrong behind the pipe, unless QEMU's own end is the cause."""
         failure = self._data_path.failure()
         if failure is None:
-            return
-        if isinstance(failure, VmaError) and progress is None:
-            # A stream that broke off while QEMU does not answer: QEMU's own end is the cause,
-            # and the next look finds it.
-            return
+            return None
+        if isinstance(failure, VmaError):
+            # A stream that broke off follows from the end of its job, which the last look may
+            # have been too early to see; while QEMU does not answer, the next one finds it.
+            progress = None if progress is None else await self._look()
+            if progress is None:
+                return None
+            if progress.status is not JobStatus.ACTIVE:
+                return self._judge(progress)
         raise failure
 
     def _tell(self, progress: JobProgress) -> None:

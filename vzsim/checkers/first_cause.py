@@ -26,7 +26,7 @@ _CAUSES: dict[Kind, tuple[str, ...]] = {
     Kind.WRONG_ID: ("timeout",),
     Kind.REFUSED: ("no greeting", "no answer"),
     Kind.CANCEL_JOB: ("cancel",),
-    Kind.OTHER_JOB: ("another backup job", "unexpected uuid", "not finished"),
+    Kind.OTHER_JOB: ("another backup job", "unexpected uuid", "not finished", "cancel"),
     Kind.OTHER_LOCK: ("VM is locked (migrate)",),
     Kind.DISK_UNPLUGGED: ("not found",),
     Kind.FD_LEAKS: ("did not end within",),

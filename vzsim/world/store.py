@@ -241,10 +241,12 @@ class SimulatedIntake:
             self._store.files.fsync_directory(posixpath.dirname(temp_path))
 
     def abandon(self) -> None:
-        """The process that held us is gone: the kernel closes both ends, nothing is removed."""
-        self._relay.cancel()
-        self.close_write_end()
-        self._pipe.close_reader()
+        """The process that held us is gone: nothing is removed, and its guardian reads on.
+
+        The guardian has a copy of the read end, so that QEMU finds neither a broken nor a stuck
+        pipe until its job is cancelled.
+        """
+        self.drain()
         self._end_compressor()
 
     async def _run(self) -> None:
