@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from vzdump_qemu.stores.vma_relay import PIPE_BYTES, FileWriter, VmaRelay, open_
 
 WAIT_S = 20.0
 DISK_BYTES = 4 * 1024 * 1024
+HOLED_CLUSTER_COUNT = 40_000
 
 
 def _stream() -> bytes:
@@ -25,12 +27,12 @@ def _stream() -> bytes:
     return b"".join(bytes(part) for part in (*parts, *writer.finish()))
 
 
-def _write_in_thread(fd: int, data: bytes) -> threading.Thread:
+def _write_in_thread(fd: int, data: bytes, *, piece_bytes: int = 1 << 30) -> threading.Thread:
     def run() -> None:
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(fd, view) :]
+                view = view[os.write(fd, view[:piece_bytes]) :]
         finally:
             os.close(fd)
 
@@ -80,6 +82,67 @@ def test_relay_whole_stream_is_passed_on_and_proved() -> None:
     assert relay.proof.vma_cluster_count == DISK_BYTES // 65536
     assert relay.proof.stored_bytes == DISK_BYTES
     assert relay.proof.device_ids == ("drive-virtio0",)
+
+
+def _stream_of_holes(*, seed: int) -> bytes:
+    """Thousands of empty extents, and a few with data at places that the seed chooses."""
+    device = VmaDevice(vma_dev_id=1, name="drive-scsi0", size_bytes=HOLED_CLUSTER_COUNT << 16)
+    writer = VmaWriter(uuid=bytes(range(16)), ctime_s=1, configs=(), devices=(device,))
+    chance = random.Random(seed)
+    parts: list[bytes | bytearray | memoryview] = [writer.header_bytes()]
+    index = 0
+    while index < HOLED_CLUSTER_COUNT:
+        count = min(chance.choice((1, 58, 500, 9000)), HOLED_CLUSTER_COUNT - index)
+        parts += writer.add_zero_clusters(1, index, count)
+        index += count
+        count = min(chance.choice((0, 1, 3)), HOLED_CLUSTER_COUNT - index)
+        parts += writer.add_clusters(1, index, chance.randbytes(count << 16))
+        index += count
+    return b"".join(bytes(part) for part in (*parts, *writer.finish()))
+
+
+def _relayed(stream: bytes, *, piece_bytes: int) -> tuple[VmaRelay, bytes]:
+    """A relay that has ended, and what it passed on of a stream that comes in such pieces."""
+    in_read_fd, in_write_fd = open_pipe()
+    out_read_fd, out_write_fd = open_pipe()
+    relay = VmaRelay(source_fd=in_read_fd, sink_fd=out_write_fd)
+    thread = _write_in_thread(in_write_fd, stream, piece_bytes=piece_bytes)
+    passed = _read_all(out_read_fd)
+    relay.ended.result(WAIT_S)
+    thread.join(WAIT_S)
+    return relay, passed
+
+
+@pytest.mark.parametrize("piece_bytes", [300, 65536 + 100, 1 << 20])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_relay_empty_extents_among_data_are_passed_on_and_proved(
+    seed: int, piece_bytes: int
+) -> None:
+    stream = _stream_of_holes(seed=seed)
+    relay, passed = _relayed(stream, piece_bytes=piece_bytes)
+    assert passed == stream
+    assert relay.proof is not None
+    assert relay.proof.stream_bytes == len(stream)
+    assert relay.proof.vma_cluster_count == HOLED_CLUSTER_COUNT
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 511, 512, 700])
+def test_relay_end_within_empty_extents_is_no_whole_stream(missing_bytes: int) -> None:
+    device = VmaDevice(vma_dev_id=1, name="drive-scsi0", size_bytes=HOLED_CLUSTER_COUNT << 16)
+    writer = VmaWriter(uuid=bytes(range(16)), ctime_s=1, configs=(), devices=(device,))
+    parts = [writer.header_bytes(), *writer.add_zero_clusters(1, 0, HOLED_CLUSTER_COUNT)]
+    stream = b"".join(bytes(part) for part in (*parts, *writer.finish()))
+    relay, _ = _relayed(stream[:-missing_bytes], piece_bytes=1 << 20)
+    assert isinstance(relay.stream_error, VmaError)
+    assert relay.proof is None
+
+
+def test_relay_flipped_bit_behind_empty_extents_is_refused() -> None:
+    stream = bytearray(_stream_of_holes(seed=3))
+    stream[-100] ^= 1
+    relay, _ = _relayed(bytes(stream), piece_bytes=1 << 20)
+    assert isinstance(relay.stream_error, VmaError)
+    assert relay.proof is None
 
 
 def test_relay_flipped_header_bit_is_refused_and_drained() -> None:

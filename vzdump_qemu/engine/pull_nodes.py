@@ -21,6 +21,9 @@ Owns how a copy-before-write filter gets under a running device and out again. M
   point in time; the view does, for ever, so it is asked whenever something is believed.
 - ``raw`` with ``size`` in the chain of a fleecing image limits it: the write beyond fails inside
   the filter, the guest's own write went on in 21 ms, the VM ran on, reads of the view failed.
+- After a crash a fleecing image is worth nothing, so its file is never flushed. Deleting its
+  node flushed it, and the guest waited: its longest write during a backup, at 500 writes of
+  64 KiB per second, was 95 ms (median of 6), without that flush 39 ms.
 - Taking out: the device onto the filter, the passing node away, the device onto its own node. By
   ``blockdev-reopen`` it must not be done: with a fleecing image based on the disk 7.2.22 dies of
   ``bdrv_parent_drained_end_single_no_poll``; past the filter QEMU refuses, because the filter
@@ -101,7 +104,8 @@ async def add_fleecing(
         facts: of a qcow2 image in a file, as large as the disk.
         limit_bytes: what it may grow to; 0 means no limit.
     """
-    await _add(qmp, nodes.fleecing_file, "file", filename=facts.path, discard="unmap")
+    file_options = {"filename": facts.path, "discard": "unmap", "cache": {"no-flush": True}}
+    await _add(qmp, nodes.fleecing_file, "file", **file_options)
     below = nodes.fleecing_file
     if limit_bytes:
         await qmp.execute(

@@ -32,6 +32,7 @@ from vzdump_qemu.stores.system import start_thread
 # The largest that an unprivileged process may ask for by default (fs.pipe-max-size).
 PIPE_BYTES = 1024 * 1024
 _READ_BYTES = 1024 * 1024
+_AHEAD_BYTES = 64 * 1024
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
@@ -103,7 +104,7 @@ class _Channel:
         """Read that many bytes; fewer only if the stream ends."""
         data = bytearray()
         while len(data) < count:
-            piece = self._read(count - len(data))
+            piece = self.read(count - len(data))
             if not piece:
                 break
             data += piece
@@ -135,11 +136,12 @@ class _Channel:
                 if error.errno not in (errno.EINVAL, errno.ENOSYS):
                     raise
                 self._can_splice = False
-        data = self._read(min(limit, _READ_BYTES))
+        data = self.read(min(limit, _READ_BYTES))
         self.write_all(data)
         return len(data)
 
-    def _read(self, limit: int) -> bytes:
+    def read(self, limit: int) -> bytes:
+        """Read what is there, up to that many bytes; nothing only if the stream has ended."""
         while True:
             self._check_brake()
             try:
@@ -228,13 +230,24 @@ class VmaRelay:
 
     def _pass_on(self) -> None:
         channel, check = self._channel, self.check
+        held, missing_bytes, was_empty = b"", 0, False
         while True:
-            raw = channel.read_exactly(check.needed_bytes)
-            if len(raw) < check.needed_bytes:
-                check.finish(partial_bytes=len(raw))
+            # Headers of empty extents come by the thousand: then what is there is taken at once.
+            if was_empty:
+                raw = channel.read(_AHEAD_BYTES)
+            else:
+                raw = channel.read_exactly(check.needed_bytes - len(held))
+            if not raw:
+                check.finish(partial_bytes=len(held))
                 break
-            missing_bytes = check.give(raw)
-            channel.write_all(raw)
+            raw, at = held + raw, 0
+            while (end := at + check.needed_bytes) <= len(raw):
+                missing_bytes = check.give(raw[at:end])
+                was_empty = not missing_bytes
+                at = min(end + missing_bytes, len(raw))
+                missing_bytes -= at - end
+            channel.write_all(raw[:at])
+            held = raw[at:]
             while missing_bytes:
                 moved_bytes = channel.move(missing_bytes)
                 if not moved_bytes:
