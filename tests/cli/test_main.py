@@ -197,3 +197,21 @@ def test_reader_of_the_output_that_is_gone_ends_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(("words", "is_told"), [([], False), (["--debug"], True)])
+def test_complaints_of_libraries_are_told_for_debugging_only(
+    words: list[str], is_told: bool
+) -> None:
+    # A monitor that breaks off while the run is undone made the last line of the log "EOFError".
+    program = (
+        "import logging, click\n"
+        "from vzdump_qemu.cli.main import run\n"
+        "@click.command()\n"
+        "def complain():\n"
+        "    logging.getLogger('asyncio').error('EOFError')\n"
+        f"run({words!r}, command=complain)\n"
+    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert ("EOFError" in done.stderr) is is_told

@@ -119,6 +119,8 @@ def run(arguments: Sequence[str], *, command: click.Command = command_line) -> i
     """Run one command line and return the exit code; whatever happens is told on stderr."""
     words = [word for word in arguments if word != _DEBUG_WORD]
     debug = len(words) != len(arguments)
+    if not debug:
+        _quiet_libraries()
     try:
         outcome = command.main(args=words, prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.Exit as ended:
@@ -145,6 +147,16 @@ def run(arguments: Sequence[str], *, command: click.Command = command_line) -> i
             )
         )
     return _flush_output(outcome if isinstance(outcome, int) else 0)
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries complain of to themselves (a connection that broke) from the user.
+
+    Whatever matters of it reaches us as an exception, and him as one line.
+    """
+    import logging
+
+    logging.getLogger().addHandler(logging.NullHandler())
 
 
 def _flush_output(code: int) -> int:

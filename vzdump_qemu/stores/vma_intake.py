@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
@@ -166,6 +167,7 @@ class RelayedIntake:
         self._proof: VmaProof | None = None
         self._publication: Future[None] | None = None
         self._named: os.stat_result | None = None
+        self._broken_s = 0.0
         self._size_bytes = 0
         self._released = False
         self._discarded = False
@@ -417,6 +419,10 @@ class RelayedIntake:
         if error is None:
             return None
         if self._filter is not None:
+            # It is about to end, most likely, and its exit status says more.
+            self._broken_s = self._broken_s or time.monotonic()
+            if time.monotonic() - self._broken_s < _END_GRACE_S:
+                return None
             return CompressorError(f"{self._command_text} does not read any more")
         return _target_error(f"unable to write to '{self._target_text}'", error)
 
