@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from vzsim.fakeqmp.disks import DiskContent
 from vzsim.faults import Fault, Kind
 from vzsim.scenario import Scenario
 from vzsim.world.restore import restore_disks
@@ -144,13 +145,13 @@ class Evidence:
     allowance_s: float
     observed: Observed
     rest: Rest
-    points_in_time: Mapping[str, bytes]
+    points_in_time: Mapping[str, DiskContent]
     local_spans: tuple[tuple[datetime, datetime], ...]
     older: Mapping[str, bytes]
     secret: str
     told_good: bool | None = None
     job_at_end: str = ""
-    _restored: dict[str, dict[str, bytearray]] = field(default_factory=dict, repr=False)
+    _restored: dict[str, dict[str, DiskContent]] = field(default_factory=dict, repr=False)
 
     def hit(self, *prefixes: str) -> bool:
         """Whether a fault happened at a site with one of these beginnings."""
@@ -161,7 +162,7 @@ class Evidence:
         """Whether a fault of one of these kinds happened."""
         return any(fault.kind in kinds for fault in self.triggered)
 
-    def restore(self, path: str) -> Mapping[str, bytearray]:
+    def restore(self, path: str) -> Mapping[str, DiskContent]:
         """Disks of an archive by device id, decoded once; standard output for an empty path.
 
         Raises: VmaError if it is not a whole archive.

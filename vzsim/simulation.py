@@ -20,6 +20,7 @@ from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Node, Vma
 from vzsim.checkers import Violation, judge
 from vzsim.event_log import EventLog, Lane
 from vzsim.evidence import RECOVERY_PREFIX, Ending, Evidence
+from vzsim.fakeqmp.disks import DiskContent, content_of
 from vzsim.faults import Family, Fault, FaultScript, Kind, Plane
 from vzsim.faults.host import FaultyClock, FaultyCommands, FaultyJournals, FaultyNode
 from vzsim.faults.packer import FaultyPacker
@@ -262,14 +263,14 @@ class _Trial:
         self._evidences.append(evidence)
         self._violations += judge(evidence)
 
-    def _look_at_still_disks(self) -> dict[str, bytes]:
+    def _look_at_still_disks(self) -> dict[str, DiskContent]:
         """The disks of a VM that is off: without a job their point in time is always now."""
         scene = self._scene
         if scene.machine.run_state is not None:
             return {}
         scene.observed.guest_mark = scene.writer.mark()
         images = {name: scene.host.images[path] for name, path in scene.machine.shape.disks}
-        return {name: bytes(disk.read(0, disk.size_bytes)) for name, disk in images.items()}
+        return {name: content_of(disk) for name, disk in images.items()}
 
     async def _run_tool(self, plane: Plane) -> tuple[Ending, str, Outcome | None]:
         options = {"vmid": VMID, **self._scenario.options}

@@ -11,6 +11,7 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import BatchResult, EnginePorts, RunResult
 from vzdump_qemu.plan.options import BackupOptions, TargetOptions
+from vzsim.fakeqmp.disks import DiskContent
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.schema import Dialect
 from vzsim.fakeqmp.script import GuestRules, Script
@@ -168,7 +169,7 @@ class World:
         """Files in the dump directory."""
         return sorted(path for path in self.files.files if path.startswith(DUMP_DIRECTORY))
 
-    def restored(self) -> dict[str, bytearray]:
+    def restored(self) -> dict[str, DiskContent]:
         """Disks in the one archive there is."""
         (path,) = self.archives()
         return restore_disks(self.files.read(path))

@@ -14,8 +14,7 @@ import pytest
 from tests.contract.fakes import MemorySubject
 from vzdump_qemu.errors import QmpCommandError, QmpUnreachable
 from vzdump_qemu.formats.vma.layout import VMA_CLUSTER_BYTES
-from vzdump_qemu.units import MIB
-from vzsim.fakeqmp.disks import FaultyDisk, MemoryDisk, peek
+from vzsim.fakeqmp.disks import FaultyDisk, LimitedDisk, MemoryDisk, content_of
 from vzsim.fakeqmp.schema import Dialect
 from vzsim.fakeqmp.vma_output import VmaOutput
 from vzsim.kernel import collecting_seldom, run_simulated
@@ -142,19 +141,40 @@ def test_waiting_clients_get_their_turn_in_the_order_they_came() -> None:
 # -- disks and memory ------------------------------------------------------------------------------
 
 
-def test_peek_shows_the_bytes_of_a_disk_in_memory_without_a_copy() -> None:
-    disk = MemoryDisk(size_bytes=MIB)
-    seen = peek(disk, 512, 1024)
+@pytest.mark.parametrize("offset_bytes", [0, 100, 4095, 4096, 9000])
+@pytest.mark.parametrize("length_bytes", [0, 1, 4096, 4097, 10000])
+def test_memory_disk_reads_as_plain_bytes_do(offset_bytes: int, length_bytes: int) -> None:
+    disk, plain = MemoryDisk(size_bytes=20480), bytearray(20480)
+    for byte in (b"\1", b"\0", b"\2"):
+        data = byte * length_bytes
+        disk.write(offset_bytes, data)
+        plain[offset_bytes : offset_bytes + length_bytes] = data
+        assert disk.read(0, 20480) == plain
+        assert disk.read(offset_bytes, length_bytes) == data
+        assert disk.content()[3000:13000] == plain[3000:13000]
+        assert disk.content() == plain
+
+
+def test_memory_disk_made_smaller_and_larger_again_has_zeroes_there() -> None:
+    disk = MemoryDisk(b"\1" * 8192)
+    disk.resize(4608)
+    disk.resize(8192)
+    assert disk.read(0, 8192) == b"\1" * 4608 + bytes(3584)
+
+
+def test_content_of_a_disk_stays_when_the_disk_is_written() -> None:
+    disk = MemoryDisk(b"\1" * 8192)
+    kept = content_of(disk)
     disk.write(600, b"later")
-    assert bytes(seen) == disk.read(512, 1024)
-    assert disk.read(512, 1024)[88:93] == b"later"
+    assert kept == b"\1" * 8192
+    assert kept != content_of(disk)
+    assert content_of(LimitedDisk(disk, 512)) == b"\1" * 512
 
 
-def test_peek_at_any_other_disk_reads_it() -> None:
+def test_content_of_a_disk_that_cannot_be_read_fails() -> None:
     disk = FaultyDisk(MemoryDisk(b"\1" * 1024), bad_sector=1, errno_code=5)
-    assert bytes(peek(disk, 0, 512)) == b"\1" * 512
     with pytest.raises(OSError, match="Input/output error"):
-        peek(disk, 0, 1024)
+        content_of(disk)
 
 
 class _Sink:
@@ -172,19 +192,49 @@ class _Sink:
         """Nothing is held."""
 
 
-def test_write_after_a_cluster_was_taken_does_not_reach_the_stream() -> None:
-    disk, sink = MemoryDisk(b"\1" * VMA_CLUSTER_BYTES), _Sink()
+def _stream_of(add: Callable[[VmaOutput], int], size_bytes: int) -> bytes:
+    sink = _Sink()
     output = VmaOutput(sink, on_drained=lambda: None)
     output.open(
         archive_uuid=uuid.UUID(int=1),
         ctime_s=0,
         configs=[],
-        devices=[("drive-scsi0", VMA_CLUSTER_BYTES)],
+        devices=[("drive-scsi0", size_bytes)],
     )
-    output.add(1, 0, peek(disk, 0, VMA_CLUSTER_BYTES))
-    disk.write(0, b"\2" * VMA_CLUSTER_BYTES)
+    add(output)
     output.finish()
-    assert restore_disks(bytes(sink.data)) == {"drive-scsi0": b"\1" * VMA_CLUSTER_BYTES}
+    return bytes(sink.data)
+
+
+def test_write_after_a_cluster_was_taken_does_not_reach_the_stream() -> None:
+    disk = MemoryDisk(b"\1" * VMA_CLUSTER_BYTES)
+
+    def add_and_write(output: VmaOutput) -> int:
+        zero_bytes = output.add_blocks(1, 0, 1, disk.blocks(0, 16))
+        disk.write(0, b"\2" * VMA_CLUSTER_BYTES)
+        return zero_bytes
+
+    stream = _stream_of(add_and_write, VMA_CLUSTER_BYTES)
+    assert restore_disks(stream) == {"drive-scsi0": b"\1" * VMA_CLUSTER_BYTES}
+
+
+def test_known_blocks_make_the_same_stream_as_the_bytes_they_are() -> None:
+    size_bytes = VMA_CLUSTER_BYTES + 512
+    disk = MemoryDisk(size_bytes=size_bytes)
+    disk.write(5000, b"data")
+    disk.write(size_bytes - 1, b"\3")
+    zero_bytes: list[int] = []
+
+    def add_bytes(output: VmaOutput) -> int:
+        zero_bytes.append(output.add(1, 0, disk.read(0, size_bytes)))
+        return zero_bytes[-1]
+
+    def add_blocks(output: VmaOutput) -> int:
+        zero_bytes.append(output.add_blocks(1, 0, 2, disk.blocks(0, 17)))
+        return zero_bytes[-1]
+
+    assert _stream_of(add_bytes, size_bytes) == _stream_of(add_blocks, size_bytes)
+    assert zero_bytes == [30 * 4096] * 2
 
 
 def test_disk_of_zeroes_has_whole_sectors() -> None:

@@ -14,7 +14,7 @@ from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.formats.property_string import (
     PropertyKind,
     PropertySchema,
-    parse_property_string,
+    convert_properties,
     parse_size,
     split_property_string,
 )
@@ -121,8 +121,8 @@ def parse_drive(key: str, text: str, *, vmid: int) -> DriveConfig:
         raise ConfigError(f"unknown setting '{key}'")
     bus = match[1]
     text = _without_unheard_of(text)
-    values = parse_property_string(text, _SCHEMAS[bus])
     raw = split_property_string(text, _SCHEMAS[bus])
+    values = convert_properties(raw, _SCHEMAS[bus])
     media = raw.get("media", "disk")
     _check(bus, raw, media)
     volid = _resolve_file(raw["file"], media=media, vmid=vmid)

@@ -75,6 +75,8 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ConfigError(f"value does not look like a valid disk size: {text}")
     unit_bytes = _UNIT_BYTES[(match[2] or "")[:1]]
+    if match[1].isdigit():
+        return int(match[1]) * unit_bytes
     return int(Fraction(match[1]) * unit_bytes)
 
 
@@ -108,8 +110,18 @@ def parse_property_string(text: str, schema: PropertySchema) -> dict[str, str | 
 
     Raises: ConfigError as `split_property_string` does, or for a value of the wrong kind.
     """
+    return convert_properties(split_property_string(text, schema), schema)
+
+
+def convert_properties(
+    raw: Mapping[str, str], schema: PropertySchema
+) -> dict[str, str | int | bool]:
+    """Values of the kinds that the schema names, of what `split_property_string` found.
+
+    Raises: ConfigError for a value of the wrong kind.
+    """
     values: dict[str, str | int | bool] = {}
-    for key, value in split_property_string(text, schema).items():
+    for key, value in raw.items():
         try:
             values[key] = _convert(value, schema.keys[key])
         except ConfigError as error:

@@ -41,6 +41,7 @@ _OPTION = re.compile(r"([a-z][a-z_-]*[0-9]*):\s*(\S.*?)\s*", re.DOTALL | re.ASCI
 _BLANKS = " \t\r\n\f\v"
 _LIST_SEPARATORS = re.compile(r"[\s,;]+")
 _KEY_ALIASES = {"cdrom": "ide2"}
+_DRIVE_KEYS = frozenset(DRIVE_KEYS)
 _UNUSED_KEYS = tuple(f"unused{index}" for index in range(UNUSED_COUNT))
 
 
@@ -113,7 +114,7 @@ def parse_vm_config(raw: bytes, *, vmid: int) -> VmConfig:
         template=parse_boolean(main.get("template", "0")),
         bios=main.get("bios", "seabios"),
         agent=_read_agent(main.get("agent", "")),
-        drives=tuple(parse_drive(key, main[key], vmid=vmid) for key in DRIVE_KEYS if key in main),
+        drives=tuple(parser.drives[key] for key in DRIVE_KEYS if key in parser.drives),
         unused=tuple((key, main[key]) for key in _UNUSED_KEYS if key in main),
         description=description,
         pending=parser.pending,
@@ -166,6 +167,8 @@ class _Parser:
     vmid: int
     warnings: list[str] = field(default_factory=list)
     main: dict[str, str] = field(default_factory=dict)
+    # Of the main section.
+    drives: dict[str, DriveConfig] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, dict[str, str]] = field(default_factory=dict)
     special: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -244,7 +247,12 @@ class _Parser:
 
     def _take_option(self, key: str, value: str, values: dict[str, str]) -> None:
         try:
-            check_option(key, value, vmid=self.vmid)
+            if key not in _DRIVE_KEYS:
+                check_option(key, value, vmid=self.vmid)
+            else:
+                drive = parse_drive(key, value, vmid=self.vmid)
+                if values is self.main:
+                    self.drives[key] = drive
         except ConfigError as error:
             self._warn(f"unable to parse value of '{key}' - {error.message}")
         else:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from vzdump_qemu.errors import VmaError
 from vzsim.evidence import Evidence
-from vzsim.world.guest_files import replay
+from vzsim.world.guest_files import Bytes, replay
 from vzsim.world.writer import GuestMark
 
 
@@ -40,9 +40,7 @@ def check(evidence: Evidence) -> list[str]:
     return found
 
 
-def judge_images(
-    images: Sequence[bytes | bytearray], mark: GuestMark, *, says_frozen: bool
-) -> list[str]:
+def judge_images(images: Sequence[Bytes], mark: GuestMark, *, says_frozen: bool) -> list[str]:
     """What a guest that is started from these disks would miss or find too much.
 
     Args:

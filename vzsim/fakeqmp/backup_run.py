@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from vzdump_qemu.formats.vma.layout import VMA_CLUSTER_BYTES
 from vzdump_qemu.units import MIB, ceil_div
 from vzsim.fakeqmp.backup_state import BackupFigures
-from vzsim.fakeqmp.disks import Disk, peek
+from vzsim.fakeqmp.disks import BLOCK_BYTES, Disk, MemoryDisk
 from vzsim.fakeqmp.jobs import Emit, Job, JobPhase, Jobs
 from vzsim.fakeqmp.outside import Timebase, Timer
 from vzsim.fakeqmp.script import BackupRules
@@ -269,8 +269,12 @@ class BackupRun:
         source = copy.disk
         if copy.fleecing is not None and first_index in copy.in_fleecing:
             source = copy.fleecing
-        data = peek(source, offset, length)
-        self._parts.figures.zero_bytes += self.output.add(copy.vma_dev_id, first_index, data)
+        if isinstance(source, MemoryDisk):
+            blocks = source.blocks(offset // BLOCK_BYTES, ceil_div(length, BLOCK_BYTES))
+            zero_bytes = self.output.add_blocks(copy.vma_dev_id, first_index, count, blocks)
+        else:
+            zero_bytes = self.output.add(copy.vma_dev_id, first_index, source.read(offset, length))
+        self._parts.figures.zero_bytes += zero_bytes
         self._parts.figures.transferred_bytes += length
         copy.saved[first_index : first_index + count] = b"\1" * count
         return count

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from typing import Protocol
 
 from vzdump_qemu.errors import ConfigError
-from vzdump_qemu.units import SECTOR_BYTES, round_up
+from vzdump_qemu.units import SECTOR_BYTES, ceil_div, round_up
 
 
 class FormatMismatch(ConfigError):
@@ -41,54 +42,135 @@ class Disk(Protocol):
     def close(self) -> None: ...
 
 
-def peek(disk: Disk, offset_bytes: int, length_bytes: int) -> Bytes:
-    """As `Disk.read`, without a copy where there need be none.
+BLOCK_BYTES = 4096
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
 
-    For those who let go of it before anything is written or resized.
+
+class DiskContent:
+    """What a disk held at one instant, with a look that takes no copy of what is not looked at.
+
+    Args:
+        blocks: those that are not all zero, by their index.
     """
-    if isinstance(disk, MemoryDisk):
-        return disk.view(offset_bytes, length_bytes)
-    return disk.read(offset_bytes, length_bytes)
+
+    __slots__ = ("_blocks", "_size_bytes")
+
+    def __init__(self, blocks: Mapping[int, bytes], size_bytes: int) -> None:
+        self._blocks = blocks
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __getitem__(self, part: slice) -> bytes:
+        begin, end, step = part.indices(self._size_bytes)
+        return _read(self._blocks, begin, max(end - begin, 0))[::step]
+
+    def __bytes__(self) -> bytes:
+        return _read(self._blocks, 0, self._size_bytes)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, DiskContent):
+            return self._size_bytes == other._size_bytes and self._blocks == other._blocks
+        if isinstance(other, bytes | bytearray):
+            return len(other) == self._size_bytes and bytes(self) == other
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class MemoryDisk:
-    """A disk held in memory.
+    """A disk held in memory, as its blocks that are not all zero.
 
     Args:
         size_bytes: of a disk of zeroes, in place of a content.
     """
 
-    def __init__(self, content: bytes | bytearray = b"", *, size_bytes: int = 0) -> None:
-        # Zeroes that are made in place need no copy.
-        self._data = bytearray(content) if content else bytearray(size_bytes)
-        self._data.extend(bytes(round_up(len(self._data), SECTOR_BYTES) - len(self._data)))
+    def __init__(self, content: Bytes = b"", *, size_bytes: int = 0) -> None:
+        self._size_bytes = round_up(len(content) or size_bytes, SECTOR_BYTES)
+        # Never changed in place, so that they can be shared with whoever looked at them.
+        self._blocks: dict[int, bytes] = {}
+        self.write(0, content)
 
     @property
     def size_bytes(self) -> int:
-        return len(self._data)
+        return self._size_bytes
 
     @property
     def allocated_bytes(self) -> int:
-        return len(self._data)
+        return self._size_bytes
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
-        return bytes(self.view(offset_bytes, length_bytes))
+        left_bytes = max(self._size_bytes - offset_bytes, 0)
+        return _read(self._blocks, offset_bytes, min(length_bytes, left_bytes))
 
-    def view(self, offset_bytes: int, length_bytes: int) -> memoryview:
-        """The disk's own bytes; it cannot be resized while anybody holds them."""
-        return memoryview(self._data)[offset_bytes : offset_bytes + length_bytes]
+    def content(self) -> DiskContent:
+        """What it holds now, whatever is written later."""
+        return DiskContent(self._blocks.copy(), self._size_bytes)
 
-    def write(self, offset_bytes: int, data: bytes) -> None:
-        self._data[offset_bytes : offset_bytes + len(data)] = data
+    def blocks(self, first_index: int, count: int) -> dict[int, bytes]:
+        """Those of the blocks that are not all zero, by their distance from the first."""
+        blocks = self._blocks
+        return {
+            index - first_index: blocks[index]
+            for index in range(first_index, first_index + count)
+            if index in blocks
+        }
+
+    def write(self, offset_bytes: int, data: Bytes) -> None:
+        end_bytes = offset_bytes + len(data)
+        if end_bytes > self._size_bytes:
+            self._size_bytes = end_bytes
+        index = offset_bytes // BLOCK_BYTES
+        within = offset_bytes - index * BLOCK_BYTES
+        if end_bytes <= (index + 1) * BLOCK_BYTES:
+            self._put(index, within, data)
+            return
+        at = BLOCK_BYTES - within
+        self._put(index, within, data[:at])
+        while at < len(data):
+            index += 1
+            self._put(index, 0, data[at : at + BLOCK_BYTES])
+            at += BLOCK_BYTES
+
+    def _put(self, index: int, within: int, data: Bytes) -> None:
+        if len(data) == BLOCK_BYTES:
+            block = bytes(data)
+        else:
+            old = self._blocks.get(index, _ZERO_BLOCK)
+            block = b"".join((old[:within], data, old[within + len(data) :]))
+        if block == _ZERO_BLOCK:
+            self._blocks.pop(index, None)
+        else:
+            self._blocks[index] = block
 
     def resize(self, size_bytes: int) -> None:
-        if size_bytes < len(self._data):
-            del self._data[size_bytes:]
-        else:
-            self._data.extend(bytes(size_bytes - len(self._data)))
+        if size_bytes < self._size_bytes:
+            kept_count, rest_bytes = divmod(size_bytes, BLOCK_BYTES)
+            rest = self._blocks.get(kept_count, b"")[:rest_bytes]
+            self._blocks = {at: data for at, data in self._blocks.items() if at < kept_count}
+            self._put(kept_count, 0, rest)
+        self._size_bytes = size_bytes
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _read(blocks: Mapping[int, bytes], offset_bytes: int, length_bytes: int) -> bytes:
+    index, within = divmod(offset_bytes, BLOCK_BYTES)
+    end = within + length_bytes
+    if end <= BLOCK_BYTES:
+        return blocks.get(index, _ZERO_BLOCK)[within:end]
+    count = ceil_div(end, BLOCK_BYTES)
+    data = b"".join([blocks.get(at, _ZERO_BLOCK) for at in range(index, index + count)])
+    return data[within:end]
+
+
+def content_of(disk: Disk) -> DiskContent:
+    """What any disk holds now. Raises OSError."""
+    if not isinstance(disk, MemoryDisk):
+        disk = MemoryDisk(disk.read(0, disk.size_bytes))
+    return disk.content()
 
 
 class RawFileDisk:

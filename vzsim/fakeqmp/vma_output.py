@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +85,7 @@ class VmaOutput:
         view = memoryview(data).cast("B")
         stored = stored_blocks(view)
         masks = block_masks(stored)
-        self._slots.append(slot_values(vma_dev_id, first_index, masks))
-        self._slot_count += len(masks)
+        self._add_slots(vma_dev_id, first_index, masks)
         edges = np.flatnonzero(np.diff(stored, prepend=False, append=False)).tolist()
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
             part = view[begin * layout.VMA_BLOCK_BYTES : end * layout.VMA_BLOCK_BYTES]
@@ -98,6 +97,30 @@ class VmaOutput:
             self._flush()
         block_count = ceil_div(len(view), layout.VMA_CLUSTER_BYTES) * layout.BLOCKS_PER_VMA_CLUSTER
         return (block_count - int(np.count_nonzero(stored))) * layout.VMA_BLOCK_BYTES
+
+    def add_blocks(
+        self, vma_dev_id: int, first_index: int, cluster_count: int, blocks: Mapping[int, bytes]
+    ) -> int:
+        """As `add`, for clusters whose blocks that are not all zero are known.
+
+        Args:
+            blocks: each whole, by its distance from the first cluster's first block, in order.
+        """
+        masks = [0] * cluster_count
+        for index in blocks:
+            vma_cluster, bit = divmod(index, layout.BLOCKS_PER_VMA_CLUSTER)
+            masks[vma_cluster] |= 1 << bit
+        self._add_slots(vma_dev_id, first_index, np.array(masks, dtype=np.uint16))
+        self._block_count += len(blocks)
+        self._data.append(b"".join(blocks.values()))
+        if self._slot_count == layout.SLOTS_WRITTEN_PER_EXTENT:
+            self._flush()
+        block_count = cluster_count * layout.BLOCKS_PER_VMA_CLUSTER
+        return (block_count - len(blocks)) * layout.VMA_BLOCK_BYTES
+
+    def _add_slots(self, vma_dev_id: int, first_index: int, masks: npt.NDArray[np.uint16]) -> None:
+        self._slots.append(slot_values(vma_dev_id, first_index, masks))
+        self._slot_count += len(masks)
 
     def finish(self) -> None:
         """Send the rest; `on_drained` is called once nothing is left (perhaps at once)."""

@@ -11,8 +11,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
+
+from vzsim.fakeqmp.disks import DiskContent
 
 PAGE_BYTES = 1024
 PAGES_PER_RECORD_MAX = 2
@@ -32,8 +35,9 @@ _SUPERBLOCK_MAGIC = b"vzsS"
 _RECORD_MAGIC = b"vzsR"
 _PAGE_MAGIC = b"vzsP"
 _PAGE_REPEAT_COUNT = PAGE_BYTES // _PAGE.size + 1
+_MEMO_COUNT = 4096
 
-Bytes = bytes | bytearray | memoryview
+Bytes = bytes | bytearray | memoryview | DiskContent
 PageKey = tuple[int, int]
 """Index of the disk, index of the page on it."""
 
@@ -84,6 +88,8 @@ def page_count(disk_bytes: int) -> int:
     return count if count >= _PAGE_COUNT_MIN else 0
 
 
+# One guest after the other asks for the same few.
+@lru_cache(maxsize=_MEMO_COUNT)
 def page_offset(disk_bytes: int, page_index: int) -> int:
     """Where a page lies: they are spread from the journal's end to the end of the disk."""
     room_bytes = disk_bytes - PAGE_BYTES - _PAGES_OFFSET
@@ -112,6 +118,7 @@ def encode_superblock(block: Superblock, disk_index: int, disk_count: int) -> by
     return _summed(head.ljust(_SECTOR_BYTES - _SUM.size, b"\0"))
 
 
+@lru_cache(maxsize=_MEMO_COUNT)
 def encode_page(version: Version, key: PageKey) -> bytes:
     """A page full of what it is: any other write's bytes in it break its sum."""
     head = _PAGE.pack(_PAGE_MAGIC, *key, version.mount, version.seq)
@@ -144,16 +151,16 @@ def decode_page(image: Bytes, disk_index: int, page_index: int) -> Version | Non
 
 
 def _read_page(data: bytes, key: PageKey) -> Version | None:
-    magic, disk_index, page_index, mount, seq = _PAGE.unpack_from(data)
-    if magic != _PAGE_MAGIC or (disk_index, page_index) != key or not _is_whole(data):
-        return None
-    return Version(seq, mount)
+    *_, mount, seq = _PAGE.unpack_from(data)
+    version = Version(seq, mount)
+    return version if data == encode_page(version, key) else None
 
 
 def decode_record(image: Bytes, disk_index: int, ring_index: int) -> Record | None:
     """One record of a disk, or None if there is no whole one."""
     offset = _SECTOR_BYTES + ring_index * _RECORD_BYTES
-    magic, owner, count, mount, seq = _RECORD.unpack_from(image, offset)
+    head = image[offset : offset + _RECORD.size]
+    magic, owner, count, mount, seq = _RECORD.unpack(head)
     if magic != _RECORD_MAGIC or owner != disk_index or count > PAGES_PER_RECORD_MAX:
         return None
     part_bytes = _INDEX.size + PAGE_BYTES

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from vzdump_qemu.errors import AgentUnreachable, PowerError, QmpUnreachable
 from vzdump_qemu.ports import Agent, Qmp
-from vzsim.fakeqmp.disks import Disk, MemoryDisk
+from vzsim.fakeqmp.disks import Disk, DiskContent, MemoryDisk, content_of
 from vzsim.fakeqmp.guest import Guest
 from vzsim.fakeqmp.machine import Machine as QemuMachine
 from vzsim.fakeqmp.machine import MachineConfig, ProcessEnd
@@ -55,7 +55,7 @@ class MachineHost:
     descriptors: Descriptors
     images: dict[str, Disk]
     stream: random.Random
-    points_in_time: dict[str, bytes] = field(default_factory=dict)
+    points_in_time: dict[str, DiskContent] = field(default_factory=dict)
     sockets: SimulatedSockets = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class MachineHost:
 
     def keep_disk(self, directory: str, device_id: str, disk: Disk) -> None:
         """Remember the disk as it is at this instant."""
-        self.points_in_time[device_id] = bytes(disk.read(0, disk.size_bytes))
+        self.points_in_time[device_id] = content_of(disk)
 
 
 class _OwnedSink:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, assert_never
 
-from vzsim.fakeqmp.disks import Disk, peek
+from vzsim.fakeqmp.disks import Disk, content_of
 from vzsim.world import guest_files
 from vzsim.world.guest_files import PageKey, Record, Superblock, Version
 from vzsim.world.machine import SimulatedMachine
@@ -253,7 +253,7 @@ class GuestWriter:
             self._flushed()
 
     def _replay(self) -> None:
-        found = guest_files.replay([peek(disk, 0, disk.size_bytes) for _, disk in self._disks])
+        found = guest_files.replay([content_of(disk) for _, disk in self._disks])
         self.record.damage += found.faults
         if found.last_seq < self._acknowledged_seq:
             text = f"transaction {self._acknowledged_seq} was flushed, {found.last_seq} is left"
