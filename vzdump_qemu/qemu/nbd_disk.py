@@ -61,6 +61,7 @@ class NbdDisk:
         self._count_max = 1
         self._opened_count = 1
         self._is_ended = False
+        self._first_error: DiskReadError | None = None
         with self._telling():
             try:
                 first = self._open(self._limits)
@@ -111,10 +112,11 @@ class NbdDisk:
             connection = self._borrow()
             try:
                 result = work(connection)
-            except DiskReadError:
+            except DiskReadError as error:
                 # What this connection still receives is unknown, and others may wait for it.
+                first = self._note_failure(error)
                 self.interrupt()
-                raise
+                raise first from error
         with self._lock:
             self._idle.append(connection)
             self._returned.notify()
@@ -127,13 +129,20 @@ class NbdDisk:
                     lambda: self._is_ended or self._idle or self._opened_count < self._count_max
                 )
                 if self._is_ended:
-                    raise DiskReadError("reading was ended")
+                    raise self._first_error or DiskReadError("reading was ended")
                 if self._idle:
                     return self._idle.pop()
                 self._opened_count += 1
             further = self._open_further()
             if further is not None:
                 return further
+
+    def _note_failure(self, error: DiskReadError) -> DiskReadError:
+        """The first failure of any connection: the others break because of it."""
+        with self._lock:
+            if self._first_error is None and not self._is_ended:
+                self._first_error = error
+            return self._first_error or error
 
     def _open_further(self) -> NbdConnection | None:
         """One more connection, or None if there will be no more."""
