@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from tests.engine.world import World
 from vzdump_qemu import events
+from vzdump_qemu.engine.freeze import FREEZE_ANSWER_S
 from vzdump_qemu.events import Consistency
-from vzsim.fakeqmp.script import AgentRules, Script
+from vzsim.fakeqmp.script import AgentRules, CommandRule, Script
 
 
 def test_freeze_refused_because_another_froze_the_guest_is_not_thawed(world: World) -> None:
     # The status could not be had, so the refusal itself is what tells.
     world.script = Script(agent=AgentRules(disabled=("guest-fsfreeze-status",)))
 
-    def freeze(world: World) -> None:
-        agent = world.machine.process.agent
-        assert agent is not None
-        agent.frozen_count = 1
-
-    world.arrange = freeze
+    world.arrange = World.freeze_by_another
     result = world.run()
     assert result is not None and result.error is None
     assert result.consistency is Consistency.CRASH
@@ -39,3 +35,16 @@ def test_guest_that_powered_off_inside_the_window_is_not_waited_for(world: World
     assert not world.told_of(events.UndoFailed)
     window_s = result.freeze_window_s
     assert window_s is not None and window_s < 10
+
+
+def test_agent_that_forgot_the_freeze_it_carried_out_is_asked_for_the_status_soon(
+    world: World,
+) -> None:
+    # Killed right after freezing and started anew, an agent never answers the freeze.
+    world.script = Script(command=(CommandRule(name="guest-fsfreeze-freeze", silent=True),))
+    result = world.run()
+    world.assert_good(result)
+    assert result is not None and result.consistency is Consistency.FROZEN
+    window_s = result.freeze_window_s
+    assert window_s is not None and FREEZE_ANSWER_S <= window_s < FREEZE_ANSWER_S + 5
+    assert not world.told_of(events.FreezeStillWaiting)

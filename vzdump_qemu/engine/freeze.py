@@ -24,6 +24,10 @@ from vzdump_qemu.units import NS_PER_S
 PING_TIMEOUT_S = 3.0
 STATUS_TIMEOUT_S = 5.0
 FREEZE_TIMEOUT_S = 600.0
+# After this long the status is asked on the same channel. An agent that is busy freezing answers
+# it behind the freeze; one that was killed and started anew has forgotten the freeze it was asked
+# for, and tells at once whether the guest is frozen.
+FREEZE_ANSWER_S = 60.0
 # A guest may need an hour to flush; its status is asked five times, ten minutes each.
 STATUS_AFTER_FREEZE_TIMEOUT_S = 600.0
 STATUS_AFTER_FREEZE_COUNT = 5
@@ -158,22 +162,35 @@ class FreezeWindow:
         self._ports.emit(events.FreezeIssued())
         self._sent_ns = self._ports.clock.now_ns()
         try:
-            await self._timed(
-                self._unless_silent(
-                    self._agent.execute("guest-fsfreeze-freeze", timeout_s=FREEZE_TIMEOUT_S)
-                )
-            )
+            status = await self._timed(self._unless_silent(self._ask_to_freeze(self._agent)))
         except AgentCommandError as error:
-            # A command that the agent does not carry out (disabled, or frozen by somebody whose
-            # thaw is not ours to send) froze nothing; any other error may come after the hooks.
-            self._is_refused = error.error_class == "CommandNotFound"
             self._tell_failure(f"unable to freeze guest fs - {error.description}")
         except _GuestSilent as error:
             self._tell_failure(f"unable to freeze guest fs - {error}")
         except GuestError:
             await self._timed(self._await_late_freeze())
         else:
+            self._take_status(status)
+
+    async def _ask_to_freeze(self, agent: Agent) -> str:
+        """Freeze, and return the status that the guest has then."""
+        try:
+            await agent.execute("guest-fsfreeze-freeze", timeout_s=FREEZE_ANSWER_S)
+            return "frozen"
+        except AgentCommandError as error:
+            # A command that the agent does not carry out (disabled, or frozen by somebody whose
+            # thaw is not ours to send) froze nothing; any other error may come after the hooks.
+            self._is_refused = error.error_class == "CommandNotFound"
+            raise
+        except GuestError:
+            rest_s = FREEZE_TIMEOUT_S - FREEZE_ANSWER_S
+            return str(await agent.execute("guest-fsfreeze-status", timeout_s=rest_s))
+
+    def _take_status(self, status: str) -> None:
+        if status == "frozen":
             self._has_frozen = True
+        else:
+            self._tell_failure(f"unable to freeze guest fs - unexpected status '{status}'")
 
     def _tell_failure(self, text: str) -> None:
         self._ports.emit(events.FreezeFailed(text=text))
@@ -193,10 +210,7 @@ class FreezeWindow:
                 return
             except GuestError:
                 continue
-            if status == "frozen":
-                self._has_frozen = True
-            else:
-                self._tell_failure(f"unable to freeze guest fs - unexpected status '{status}'")
+            self._take_status(status)
             return
         self._tell_failure(
             "querying status after freezing guest fs failed - timeout after 60 minutes"
