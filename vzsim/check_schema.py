@@ -17,6 +17,7 @@ from typing import Any
 from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.units import MIB
 from vzsim.check_schema_cases import argument_cases
+from vzsim.check_schema_server import InstantLibrary
 from vzsim.check_schema_steps import Step, steps_of
 from vzsim.fakeqmp.disks import CrampedDisk, Disk, MemoryDisk
 from vzsim.fakeqmp.machine import Machine, MachineConfig
@@ -214,7 +215,9 @@ class _Session:
             host=self._host,
             on_end=lambda _end: None,
             storage=MemoryStorage(self._host.disks),
+            load_pbs_library=lambda: InstantLibrary(self._timebase),
         )
+        self._host.files["/any"] = b""
         self.machine.members_read = {}
         self.successes: Counter[str] = Counter()
         self.events: Counter[str] = Counter()

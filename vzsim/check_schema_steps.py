@@ -284,6 +284,7 @@ def _patched_steps() -> list[Step]:
         Step(command="getfd", arguments={"fdname": "b"}, fd_count=1),
         _step("backup", backup_file="/dev/fdname/b", devlist="drive-scsi1", wait_s=9),
         _step("query-backup"),
+        *_server_steps(),
         _raw("drive-scsi1-fleecing", "/fleece4"),
         _step(
             "backup-access-setup",
@@ -294,6 +295,24 @@ def _patched_steps() -> list[Step]:
         _step("query-pbs-bitmap-info"),
         _step("backup-access-teardown", target_id="t", success=True),
     ]
+
+
+def _server_steps() -> list[Step]:
+    """Backups to a server with everything that can be said, and every use of the bitmap."""
+    given = {
+        "format": "pbs", "backup_file": "host:store", "devlist": "drive-scsi1", "password": "x",
+        "backup_id": "100", "backup_ns": "a", "fingerprint": "", "keyfile": "/any",
+        "key_password": "x", "master_keyfile": "/any", "compress": True, "encrypt": True,
+        "config_file": "/any", "firewall_file": "/any", "max_workers": 2,
+    }  # fmt: skip
+    steps = []
+    for number, uses_bitmap in enumerate((False, True, True, False), 1):
+        steps += [
+            _step("backup", backup_time=number, use_dirty_bitmap=uses_bitmap, wait_s=9, **given),
+            _step("query-backup"),
+            _step("query-pbs-bitmap-info"),
+        ]
+    return steps
 
 
 def _end_of_guest_steps() -> list[Step]:

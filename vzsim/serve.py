@@ -21,6 +21,7 @@ from vzsim.fakeqmp.disks import Disk, MemoryDisk, RawFileDisk
 from vzsim.fakeqmp.guest import Guest
 from vzsim.fakeqmp.host import LoopTimebase, RealHost
 from vzsim.fakeqmp.machine import Machine, MachineConfig, ProcessEnd
+from vzsim.fakeqmp.pbs_port import PbsLibrary
 from vzsim.fakeqmp.real_storage import RealStorage
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.schema import Dialect
@@ -66,6 +67,7 @@ class Service:
             host=RealHost(loop),
             on_end=self._ended.set_result,
             storage=RealStorage(loop),
+            load_pbs_library=_load_pbs_library,
         )
         self._servers: list[ChannelServer] = []
         self._idle: list[tuple[str, socket.socket]] = []
@@ -103,6 +105,13 @@ class Service:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
         return end
+
+
+def _load_pbs_library() -> PbsLibrary:
+    # The client and its protocols take longer to load than a QEMU may take to start.
+    from vzsim.pbs_client import system_library
+
+    return system_library()
 
 
 def read_script(path: str) -> Script:

@@ -25,6 +25,9 @@ def test_example_of_the_guide_passes(tmp_path: Path) -> None:
         "my_client.py",
         "test_my_client.py",
         "test_async_client.py",
+        "my_pbs_client.py",
+        "test_my_pbs_client.py",
+        "test_both.py",
         "test_waiting.py",
     }
     for name, content in files.items():

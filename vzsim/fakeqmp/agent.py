@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -43,6 +44,7 @@ _NS_PER_S = 1_000_000_000
 _HELD_TOO_LONG = "couldn't hold writes: fsfreeze is limited up to 10 seconds: (error: 80042314)"
 
 
+@cache
 def _arguments(text: str) -> tuple[Argument, ...]:
     found = []
     for word in text.split():

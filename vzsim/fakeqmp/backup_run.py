@@ -1,9 +1,9 @@
 """One running backup: copy jobs, copy-before-write, errors and the end.
 
 Owns the work between the `backup` command and its last event. Disks are copied one after the other,
-the last one first, in steps of 1 MiB; a guest write to a place not yet saved first hands over the
-old bytes. While the target is full nothing goes on: no job, no such guest write, no cancel.
-Commands and their checks are left to `backup_commands`.
+the last one first, in steps; a guest write to a place not yet saved first hands over the old bytes.
+While the target is full nothing goes on: no job, no such guest write, and where the target is a
+pipe no cancel. Commands and their checks are left to `backup_commands`, targets to the outputs.
 Source: PVE interface, section 5; recorded sessions ``pve-*``.
 """
 
@@ -13,14 +13,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vzdump_qemu.formats.vma.layout import VMA_CLUSTER_BYTES
 from vzdump_qemu.units import MIB, ceil_div
+from vzsim.fakeqmp.backup_output import BackupOutput
 from vzsim.fakeqmp.backup_state import BackupFigures
-from vzsim.fakeqmp.disks import BLOCK_BYTES, Disk, MemoryDisk
+from vzsim.fakeqmp.disks import Disk
 from vzsim.fakeqmp.jobs import Emit, Job, JobPhase, Jobs
 from vzsim.fakeqmp.outside import Timebase, Timer
 from vzsim.fakeqmp.script import BackupRules
-from vzsim.fakeqmp.vma_output import VmaOutput
 
 _STEP_BYTES = MIB
 # With fleecing a job asks for larger pieces.
@@ -36,12 +35,18 @@ WriteDone = Callable[[int], None]
 
 @dataclass(slots=True, kw_only=True)
 class DiskCopy:
-    """One disk of a backup and how far it is."""
+    """One disk of a backup and how far it is, in pieces of its target.
+
+    Attributes:
+        clean: pieces that the target has from the previous backup.
+    """
 
     job: Job
     disk: Disk
-    vma_dev_id: int
+    dev_number: int
+    piece_bytes: int
     fleecing: Disk | None = None
+    clean: set[int] = field(default_factory=set)
     saved: bytearray = field(default_factory=bytearray)
     in_fleecing: set[int] = field(default_factory=set)
     next_index: int = 0
@@ -51,12 +56,26 @@ class DiskCopy:
     @property
     def step_bytes(self) -> int:
         """What the job copies in one go, and counts as progress."""
-        return _STEP_BYTES if self.fleecing is None else _FLEECING_STEP_BYTES
+        step_bytes = _STEP_BYTES if self.fleecing is None else _FLEECING_STEP_BYTES
+        return max(step_bytes, self.piece_bytes)
 
     @property
-    def cluster_count(self) -> int:
-        """Clusters of the disk, the last one perhaps short."""
-        return ceil_div(self.disk.size_bytes, VMA_CLUSTER_BYTES)
+    def piece_count(self) -> int:
+        """Pieces of the disk, the last one perhaps short."""
+        return ceil_div(self.disk.size_bytes, self.piece_bytes)
+
+    @property
+    def unclean_bytes(self) -> int:
+        """What the job has to copy."""
+        size_bytes, last_index = self.disk.size_bytes, self.piece_count - 1
+        whole_bytes = (self.piece_count - len(self.clean)) * self.piece_bytes
+        short_bytes = self.piece_count * self.piece_bytes - size_bytes
+        return whole_bytes - (0 if last_index in self.clean else short_bytes)
+
+    def skip_clean(self) -> None:
+        """Go on to the next piece that is to be saved."""
+        while self.next_index in self.clean:
+            self.next_index += 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,7 +88,13 @@ class _HeldWrite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParts:
-    """What a run works with."""
+    """What a run works with.
+
+    Attributes:
+        on_jobs_end: called when the jobs have ended, with whether they saved all; the target may
+            still fail after that.
+        on_end: called once, when all is over.
+    """
 
     jobs: Jobs
     emit: Emit
@@ -77,6 +102,7 @@ class RunParts:
     rules: BackupRules
     figures: BackupFigures
     on_die: Callable[[], None]
+    on_jobs_end: Callable[[bool], None]
     on_end: Callable[[], None]
 
 
@@ -84,11 +110,11 @@ class BackupRun:
     """The work of one backup from its jobs' creation to its end."""
 
     def __init__(
-        self, parts: RunParts, copies: Sequence[DiskCopy], make_output: Callable[..., VmaOutput]
+        self, parts: RunParts, copies: Sequence[DiskCopy], make_output: Callable[..., BackupOutput]
     ) -> None:
         self._parts = parts
         self._copies = {copy.job.job_id: copy for copy in copies}
-        self.output = make_output(on_drained=self._drained)
+        self._output = make_output(on_drained=self._drained)
         # Jobs run one after the other, beginning with the last.
         self._todo = list(copies)
         self._order: list[DiskCopy] = []
@@ -103,7 +129,9 @@ class BackupRun:
     def start(self) -> None:
         """Create the jobs and start the first; the point in time is now."""
         for copy in self._todo:
-            copy.saved = bytearray(copy.cluster_count)
+            copy.saved = bytearray(copy.piece_count)
+            for index in copy.clean:
+                copy.saved[index] = 1
             self._parts.jobs.add(copy.job, on_change=self._job_changed, on_cancel=self._cancel_one)
         self._start_next()
 
@@ -111,7 +139,7 @@ class BackupRun:
         """Stop all work without a word: the process is gone."""
         self._ended = True
         self._stop_timer()
-        self.output.close()
+        self._output.close()
 
     def guest_write(self, device_id: str, offset_bytes: int, data: bytes, done: WriteDone) -> None:
         """Carry out a guest write; `done` gets 0 or an errno, now or when the target allows."""
@@ -127,13 +155,13 @@ class BackupRun:
     def cancel(self, done: Callable[[], None]) -> None:
         """``backup-cancel``: everything is over when `done` is called.
 
-        While the target takes nothing this does not end: the write in progress is waited for.
+        While a pipe takes nothing this does not end: the write in progress is waited for.
         """
         self._parts.figures.record_error("backup canceled")
         self._cancel_done.append(done)
         self._stop_timer()
-        if self.output.is_blocked:
-            self.output.drop()
+        if self._output.is_blocked:
+            self._output.drop()
             return
         self._finish_cancel()
 
@@ -145,7 +173,7 @@ class BackupRun:
             self._order.append(copy)
             self._parts.jobs.move(copy.job, JobPhase.RUNNING)
             copy.ready_at_s = self._parts.timebase.now_s()
-            if copy.cluster_count:
+            if copy.piece_count:
                 self._schedule(0.0)
                 return
             self._parts.jobs.move(copy.job, JobPhase.WAITING)
@@ -170,7 +198,7 @@ class BackupRun:
         while budget > 0 and not self._ended:
             copy = self._current
             job = copy.job
-            if job.phase is not JobPhase.RUNNING or self.output.is_blocked or self._stalled:
+            if job.phase is not JobPhase.RUNNING or self._output.is_blocked or self._stalled:
                 return
             wait_s = copy.ready_at_s - self._parts.timebase.now_s()
             if wait_s > 0:
@@ -178,19 +206,29 @@ class BackupRun:
                 return
             if self._obeyed_script():
                 return
-            taken = self._copy_step(copy)
-            if taken is None:
-                return
-            budget -= taken
-            if copy.next_index >= copy.cluster_count:
-                if copy.read_error:
-                    self._read_failed(copy, copy.read_error)
+            copy.skip_clean()
+            if copy.next_index < copy.piece_count:
+                taken = self._copy_step(copy)
+                if taken is None:
                     return
-                self._parts.jobs.move(job, JobPhase.WAITING)
-                self._start_next()
+                budget -= taken
+                copy.skip_clean()
+            if copy.next_index >= copy.piece_count:
+                self._copied(copy)
                 return
         if not self._ended:
             self._schedule(0.0)
+
+    def _copied(self, copy: DiskCopy) -> None:
+        """All of a disk was handed over; its job waits for the others, if it is safe."""
+        output = self._output
+        if copy.read_error:
+            self._read_failed(copy, copy.read_error)
+        elif output.is_settled is not None and output.error_text:
+            self._write_failed(copy)
+        elif output.is_settled is not False:
+            self._parts.jobs.move(copy.job, JobPhase.WAITING)
+            self._start_next()
 
     def _obeyed_script(self) -> bool:
         rules, done_bytes = self._parts.rules, self._parts.figures.transferred_bytes
@@ -218,17 +256,16 @@ class BackupRun:
 
     def _copy_step(self, copy: DiskCopy) -> int | None:
         """Copy up to the end of a step; None if the output waits or the run failed."""
-        step_count = copy.step_bytes // VMA_CLUSTER_BYTES
-        end_index = min((copy.next_index // step_count + 1) * step_count, copy.cluster_count)
+        step_count = copy.step_bytes // copy.piece_bytes
+        end_index = min((copy.next_index // step_count + 1) * step_count, copy.piece_count)
         began_index = copy.next_index
         while copy.next_index < end_index:
             run_count = self._unsaved_count(copy, copy.next_index, end_index)
             if run_count == 0:
                 copy.next_index += 1
                 continue
-            if self.output.error_text:
-                self._parts.figures.record_error(self.output.error_text)
-                self._fail(copy, operation="write", text="Operation not permitted")
+            if self._output.error_text:
+                self._write_failed(copy)
                 return None
             try:
                 taken_count = self._save(copy, copy.next_index, run_count)
@@ -238,15 +275,15 @@ class BackupRun:
                 copy.next_index = end_index
                 return copy.step_bytes
             copy.next_index += taken_count
-            if self.output.is_blocked:
+            if self._output.is_blocked:
                 if copy.next_index == end_index:
                     self._step_done(copy, end_index)
                 return None
         self._step_done(copy, end_index)
-        return max((end_index - began_index) * VMA_CLUSTER_BYTES, 1)
+        return max((end_index - began_index) * copy.piece_bytes, 1)
 
     def _step_done(self, copy: DiskCopy, end_index: int) -> None:
-        end_bytes = min(end_index * VMA_CLUSTER_BYTES, copy.disk.size_bytes)
+        end_bytes = min(end_index * copy.piece_bytes, copy.disk.size_bytes)
         step_bytes = end_bytes - (end_bytes - 1) // copy.step_bytes * copy.step_bytes
         copy.job.offset_bytes += step_bytes
         limits = [
@@ -260,20 +297,16 @@ class BackupRun:
         return (end_index if next_saved < 0 else next_saved) - first_index
 
     def _save(self, copy: DiskCopy, first_index: int, count: int) -> int:
-        """Hand over clusters, no more than the extent has room for; return how many."""
-        count = min(count, self.output.free_slot_count)
+        """Hand over pieces, no more than the output has room for; return how many."""
+        count = min(count, self._output.free_piece_count)
         if copy.in_fleecing:
             count = self._same_source_count(copy, first_index, count)
-        offset = first_index * VMA_CLUSTER_BYTES
-        length = min(count * VMA_CLUSTER_BYTES, copy.disk.size_bytes - offset)
+        offset = first_index * copy.piece_bytes
+        length = min(count * copy.piece_bytes, copy.disk.size_bytes - offset)
         source = copy.disk
         if copy.fleecing is not None and first_index in copy.in_fleecing:
             source = copy.fleecing
-        if isinstance(source, MemoryDisk):
-            blocks = source.blocks(offset // BLOCK_BYTES, ceil_div(length, BLOCK_BYTES))
-            zero_bytes = self.output.add_blocks(copy.vma_dev_id, first_index, count, blocks)
-        else:
-            zero_bytes = self.output.add(copy.vma_dev_id, first_index, source.read(offset, length))
+        zero_bytes = self._output.take(copy.dev_number, first_index, count, source)
         self._parts.figures.zero_bytes += zero_bytes
         self._parts.figures.transferred_bytes += length
         copy.saved[first_index : first_index + count] = b"\1" * count
@@ -291,8 +324,8 @@ class BackupRun:
     def _try_write(self, held: _HeldWrite) -> bool:
         """Carry out a guest write; False if it must wait for the target."""
         copy = held.copy
-        first_index = held.offset_bytes // VMA_CLUSTER_BYTES
-        end_index = ceil_div(held.offset_bytes + len(held.data), VMA_CLUSTER_BYTES)
+        first_index = held.offset_bytes // copy.piece_bytes
+        end_index = ceil_div(held.offset_bytes + len(held.data), copy.piece_bytes)
         if not self._ended:
             for index in range(first_index, end_index):
                 if copy.saved[index] or index in copy.in_fleecing or self._broken_errno:
@@ -300,9 +333,9 @@ class BackupRun:
                 if copy.fleecing is not None:
                     self._save_to_fleecing(copy, index)
                     continue
-                if self.output.is_blocked:
+                if self._output.is_blocked:
                     return False
-                if self.output.error_text:
+                if self._output.error_text:
                     held.done(_EPERM)
                     return True
                 try:
@@ -317,8 +350,8 @@ class BackupRun:
     def _save_to_fleecing(self, copy: DiskCopy, index: int) -> None:
         if copy.fleecing is None:
             return
-        offset = index * VMA_CLUSTER_BYTES
-        length = min(VMA_CLUSTER_BYTES, copy.disk.size_bytes - offset)
+        offset = index * copy.piece_bytes
+        length = min(copy.piece_bytes, copy.disk.size_bytes - offset)
         try:
             copy.fleecing.write(offset, bytes(copy.disk.read(offset, length)))
         except OSError as error:
@@ -343,7 +376,7 @@ class BackupRun:
             self._close()
             return
         self._serve_held_writes()
-        if not self.output.is_blocked and self._timer is None and not self._stalled:
+        if not self._output.is_blocked and self._timer is None and not self._stalled:
             self._schedule(0.0)
 
     def _complete(self) -> None:
@@ -352,12 +385,17 @@ class BackupRun:
             self._parts.jobs.move(job, JobPhase.PENDING)
         for job in jobs:
             self._parts.jobs.end(job, "BLOCK_JOB_COMPLETED")
-        self.output.finish()
+        self._parts.on_jobs_end(True)
+        self._output.finish()
 
     def _read_failed(self, copy: DiskCopy, errno_code: int) -> None:
         text = os.strerror(errno_code)
         self._parts.figures.record_error(f"job failed with err -{errno_code} - {text}")
         self._fail(copy, operation="read", text=text)
+
+    def _write_failed(self, copy: DiskCopy) -> None:
+        self._parts.figures.record_error(self._output.error_text)
+        self._fail(copy, operation="write", text="Operation not permitted")
 
     def _fail(self, copy: DiskCopy, *, operation: str, text: str) -> None:
         jobs, job = self._parts.jobs, copy.job
@@ -370,7 +408,8 @@ class BackupRun:
         self._abort_waiting()
         jobs.end(job, "BLOCK_JOB_COMPLETED", error_text=text)
         self._abort_created()
-        self.output.finish()
+        self._parts.on_jobs_end(False)
+        self._output.finish()
 
     def _abort_waiting(self) -> None:
         waiting = [copy.job for copy in self._order if copy.job.phase is JobPhase.WAITING]
@@ -407,7 +446,8 @@ class BackupRun:
                 self._parts.jobs.move(each, JobPhase.ABORTING)
                 self._parts.jobs.end(each, "BLOCK_JOB_CANCELLED")
         self._todo.clear()
-        self.output.finish()
+        self._parts.on_jobs_end(False)
+        self._output.finish()
 
     def _finish_cancel(self) -> None:
         jobs = self._parts.jobs
@@ -420,6 +460,7 @@ class BackupRun:
         for job in created:
             jobs.end(job, "BLOCK_JOB_CANCELLED")
         self._todo.clear()
+        self._parts.on_jobs_end(False)
         self._close()
 
     def _close(self) -> None:
@@ -428,9 +469,9 @@ class BackupRun:
             return
         self._ended = True
         self._stop_timer()
-        if self.output.error_text:
-            self._parts.figures.record_error(self.output.error_text)
-        self.output.close()
+        if self._output.error_text:
+            self._parts.figures.record_error(self._output.error_text)
+        self._output.close()
         self._parts.figures.end_s = int(self._parts.timebase.now_s())
         self._serve_held_writes()
         for done in self._cancel_done:

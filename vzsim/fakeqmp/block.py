@@ -231,7 +231,7 @@ class BlockLayer:
         """The disk that a guest's device, a backend or a node name stands for."""
         qdev = name.removeprefix(_QOM_PATH)
         for backend in self._backends:
-            if name in (backend.device_id, backend.name) and name:
+            if name and (backend.device_id == name or backend.name == name):
                 return backend
             if qdev and backend.qdev == qdev:
                 return backend

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from vzdump_qemu.units import SECTOR_BYTES, round_up
-from vzsim.fakeqmp.backup_commands import SUPPORT
 from vzsim.fakeqmp.bitmaps import BITMAP_ACTIONS, BitmapCommands
 from vzsim.fakeqmp.human_monitor import HumanMonitor
 from vzsim.fakeqmp.replies import Pending
@@ -202,7 +201,7 @@ class Commands:
             "backup-cancel": lambda _m, _a: backup.cancel(),
             "query-backup": lambda _m, _a: backup.query(),
             "query-pbs-bitmap-info": lambda _m, _a: backup.query_bitmaps(),
-            "query-proxmox-support": lambda _m, _a: dict(SUPPORT),
+            "query-proxmox-support": lambda _m, _a: backup.query_support(),
             "backup-access-setup": lambda _m, given: backup.access_setup(given),
             "backup-access-teardown": lambda _m, given: backup.access_remove(given),
         }

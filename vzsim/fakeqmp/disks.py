@@ -62,6 +62,11 @@ class DiskContent:
     def __len__(self) -> int:
         return self._size_bytes
 
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """That many bytes, or fewer where the disk ends."""
+        left_bytes = max(self._size_bytes - offset_bytes, 0)
+        return _read(self._blocks, offset_bytes, min(length_bytes, left_bytes))
+
     def __getitem__(self, part: slice) -> bytes:
         begin, end, step = part.indices(self._size_bytes)
         return _read(self._blocks, begin, max(end - begin, 0))[::step]
@@ -118,27 +123,28 @@ class MemoryDisk:
         }
 
     def write(self, offset_bytes: int, data: Bytes) -> None:
-        end_bytes = offset_bytes + len(data)
+        length_bytes = len(data)
+        end_bytes = offset_bytes + length_bytes
         if end_bytes > self._size_bytes:
             self._size_bytes = end_bytes
-        index = offset_bytes // BLOCK_BYTES
-        within = offset_bytes - index * BLOCK_BYTES
-        if end_bytes <= (index + 1) * BLOCK_BYTES:
+        index, within = divmod(offset_bytes, BLOCK_BYTES)
+        if within + length_bytes <= BLOCK_BYTES:
             self._put(index, within, data)
             return
         at = BLOCK_BYTES - within
         self._put(index, within, data[:at])
-        while at < len(data):
+        while at < length_bytes:
             index += 1
             self._put(index, 0, data[at : at + BLOCK_BYTES])
             at += BLOCK_BYTES
 
     def _put(self, index: int, within: int, data: Bytes) -> None:
-        if len(data) == BLOCK_BYTES:
+        length_bytes = len(data)
+        if length_bytes == BLOCK_BYTES:
             block = bytes(data)
         else:
             old = self._blocks.get(index, _ZERO_BLOCK)
-            block = b"".join((old[:within], data, old[within + len(data) :]))
+            block = b"".join((old[:within], data, old[within + length_bytes :]))
         if block == _ZERO_BLOCK:
             self._blocks.pop(index, None)
         else:

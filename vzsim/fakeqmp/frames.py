@@ -7,6 +7,7 @@ from typing import Any
 from vzsim.fakeqmp.schema import CommandError
 
 _MEMBERS = ("execute", "exec-oob", "arguments", "id")
+_PLAIN_MEMBERS = frozenset({"execute", "arguments", "id"})
 
 
 def command_of(value: Any, *, oob_enabled: bool) -> str:
@@ -16,6 +17,10 @@ def command_of(value: Any, *, oob_enabled: bool) -> str:
     """
     if not isinstance(value, dict):
         raise CommandError("QMP input must be a JSON object")
+    name = value.get("execute")
+    has_good_arguments = isinstance(value.get("arguments", value), dict)
+    if isinstance(name, str) and has_good_arguments and value.keys() <= _PLAIN_MEMBERS:
+        return name  # most often; what follows tells what is wrong
     if oob_enabled and "execute" in value and "exec-oob" in value:
         raise CommandError("QMP input member 'execute' clashes with 'exec-oob'")
     for member, content in value.items():

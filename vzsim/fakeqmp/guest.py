@@ -7,6 +7,7 @@ does not run; one write at a time is under way, so a write held back by a backup
 from __future__ import annotations
 
 import random
+from functools import cached_property
 
 from vzsim.fakeqmp.machine import Machine
 
@@ -21,9 +22,13 @@ class Guest:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._rules = machine.script.guest
-        self._random = random.Random(self._rules.seed)
         self.write_count = 0
         self.failed_write_count = 0
+
+    @cached_property
+    def _random(self) -> random.Random:
+        # Made when it is needed: that takes longer than the rest of a guest that writes nothing.
+        return random.Random(self._rules.seed)
 
     def start(self) -> None:
         """Begin; the guest acts as soon as the machine runs."""

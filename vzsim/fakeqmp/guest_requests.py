@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vzsim.fakeqmp.run_state import RunState
@@ -37,7 +38,7 @@ class GuestRequests:
         self, device_id: str, offset_bytes: int, data: bytes, done: Callable[[int], None]
     ) -> None:
         """A write of the guest; `done` gets 0 or an errno, perhaps much later."""
-        self._try(_Request(device_id=device_id, offset_bytes=offset_bytes, data=data, done=done))
+        self._try(_Request(device_id, offset_bytes, data, done))
 
     def machine_runs(self) -> None:
         """The machine goes on: kept requests are tried again."""
@@ -54,13 +55,14 @@ class GuestRequests:
             self._try(request)
 
     def _try(self, request: _Request) -> None:
-        def ended(errno_code: int) -> None:
-            if errno_code == errno.ENOSPC:
-                self._stop_for(request)
-            else:
-                request.done(errno_code)
+        device_id, offset_bytes, data, _ = request
+        self._machine.guest_write(device_id, offset_bytes, data, partial(self._ended, request))
 
-        self._machine.guest_write(request.device_id, request.offset_bytes, request.data, ended)
+    def _ended(self, request: _Request, errno_code: int) -> None:
+        if errno_code == errno.ENOSPC:
+            self._stop_for(request)
+        else:
+            request.done(errno_code)
 
     def _stop_for(self, request: _Request) -> None:
         machine = self._machine

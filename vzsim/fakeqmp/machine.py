@@ -26,6 +26,7 @@ from vzsim.fakeqmp.jobs import Jobs
 from vzsim.fakeqmp.migration import Migration
 from vzsim.fakeqmp.monitor import Dispatcher, Monitor
 from vzsim.fakeqmp.outside import Host, Timebase
+from vzsim.fakeqmp.pbs_port import LoadLibrary
 from vzsim.fakeqmp.replies import RuleBook
 from vzsim.fakeqmp.run_state import RunControl, RunState
 from vzsim.fakeqmp.schema import Dialect
@@ -81,6 +82,7 @@ class Machine:
 
     Args:
         on_end: called once when the process is gone; sockets must then be closed.
+        load_pbs_library: without it the machine is a build whose library is a stub.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Machine:
         host: Host,
         on_end: Callable[[ProcessEnd], None],
         storage: StorageHost | None = None,
+        load_pbs_library: LoadLibrary | None = None,
     ) -> None:
         self.config = config
         self.on_guest_freeze: Callable[[], None] = lambda: None
@@ -115,7 +118,7 @@ class Machine:
             time=timebase,
         )
         self.fd_sets = FdSets(host)
-        self.backup = BackupService(self)
+        self.backup = BackupService(self, load_pbs_library)
         self.monitors: list[Monitor] = []
         self.dispatcher = Dispatcher(self, rule_book)
         self.control = RunControl(
@@ -229,6 +232,8 @@ class Machine:
             done(errno.ENODEV)
         elif run is not None and run.covers(device_id):
             backend.node.note_write(offset_bytes, len(data))
+            if backend.node.source is not backend.node:
+                backend.node.source.note_write(offset_bytes, len(data))
             run.guest_write(device_id, offset_bytes, data, done)
         else:
             try:
@@ -274,9 +279,7 @@ class Machine:
 
     def die(self, signal_name: str) -> None:
         """The process is gone at once."""
-        run = self.backup.run
-        if run is not None:
-            run.die_quietly()
+        self.backup.die_quietly()
         self._end(ProcessEnd(signal_name=signal_name))
 
     def _exit_after_jobs(self) -> None:
@@ -294,6 +297,11 @@ class Machine:
         self.block_jobs.die_quietly()
         self.block.close()
         self._on_end(end)
+
+    def dissolve(self) -> None:
+        """Nobody looks at this process again: what its parts know of each other goes."""
+        vars(self._commands).clear()
+        vars(self).clear()
 
     # -- changes -------------------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ class FdTable:
     def arrive(self, fds: Sequence[int]) -> None:
         """Descriptors that came with the message about to be carried out."""
         self._close_arrived()
-        self._arrived = list(fds)
+        if fds:
+            self._arrived = list(fds)
 
     def take_arrived(self) -> int:
         """The first descriptor of the message; the others are closed.
@@ -73,9 +74,10 @@ class FdTable:
         self._named.clear()
 
     def _close_arrived(self) -> None:
-        for fd in self._arrived:
-            self._host.close_fd(fd)
-        self._arrived = []
+        if self._arrived:
+            for fd in self._arrived:
+                self._host.close_fd(fd)
+            self._arrived = []
 
 
 class Request(NamedTuple):
@@ -143,12 +145,10 @@ class Monitor:
 
     def take(self, message: Any, fds: Sequence[int] = ()) -> None:
         """One message of a client in this process, with its descriptors; it becomes ours."""
-        self._ask(wire.Message(value=message), tuple(fds))
+        self._ask(wire.Message(message), tuple(fds))
 
     def _ask(self, content: wire.Message | wire.ParseFailure, fds: tuple[int, ...]) -> None:
-        self._machine.dispatcher.add(
-            Request(monitor=self, connection_index=self.connection_index, content=content, fds=fds)
-        )
+        self._machine.dispatcher.add(Request(self, self.connection_index, content, fds))
 
     def disconnect(self) -> None:
         """The client is gone; the work it asked for goes on."""
@@ -225,7 +225,7 @@ class Dispatcher:
             request.monitor.hang_up()
             self._next()
             return
-        outcome = canned_outcome(rule)
+        outcome = None if rule is None else canned_outcome(rule)
         if outcome is None:
             try:
                 outcome = self._machine.carry_out(
@@ -261,7 +261,7 @@ class Dispatcher:
         if rule is not None and rule.die is Moment.AFTER:
             self._machine.die("SIGKILL")
             return
-        message = message_of(bend_outcome(rule, outcome))
+        message = message_of(outcome if rule is None else bend_outcome(rule, outcome))
         if "id" in members:
             message["id"] = members["id"]
         if rule is not None and rule.reply_id is not None:

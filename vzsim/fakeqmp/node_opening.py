@@ -237,6 +237,8 @@ class NodeOpener:
             disk=disk,
             read_only=read_only,
             is_direct=_is_direct(options),
+            # What is written through it passes the node below, with its bitmaps.
+            below=below if driver == "raw" and disk is below.disk else None,
             backing=backing,
         )
         if driver == "qcow2":

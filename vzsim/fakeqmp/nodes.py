@@ -66,7 +66,8 @@ class Node:
             self.below.write(offset_bytes, data)
         elif self.disk is not None:
             self.disk.write(offset_bytes, data)
-        self.note_write(offset_bytes, len(data))
+        if self.bitmaps:
+            self.note_write(offset_bytes, len(data))
 
     def note_write(self, offset_bytes: int, length_bytes: int) -> None:
         """Mark a write in the bitmaps that record."""

@@ -43,6 +43,8 @@ class QapiSchema:
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = entries
         self._types: dict[str, Entry] = {}
+        # Commands that were seen to be content without arguments, as most are sent.
+        self._takes_none: set[str] = set()
         self.commands: dict[str, Entry] = {}
         self.events: dict[str, Entry] = {}
         for entry in entries:
@@ -87,7 +89,11 @@ class QapiSchema:
 
         Raises: ValueRefused.
         """
+        if not arguments and command in self._takes_none:
+            return
         self._visit_object(self._types[self.commands[command]["arg-type"]], arguments, "")
+        if not arguments:
+            self._takes_none.add(command)
 
     def _visit_object(self, entry: Entry, value: Mapping[str, Any], path: str) -> None:
         prefix = f"{path}." if path else ""

@@ -19,6 +19,7 @@ from vzdump_qemu.formats.vma import Buffer, ConfigBlob, VmaDevice, encode_header
 from vzdump_qemu.formats.vma.extent import encode_extent_headers, slot_values
 from vzdump_qemu.formats.vma.zeroes import block_masks, stored_blocks
 from vzdump_qemu.units import ceil_div
+from vzsim.fakeqmp.disks import BLOCK_BYTES, Disk, MemoryDisk
 from vzsim.fakeqmp.outside import Sink
 
 
@@ -26,8 +27,7 @@ class VmaOutput:
     """VMA stream of one backup.
 
     Args:
-        on_drained: called after a wait, when clusters can be added again or the output failed;
-            and once after `finish`.
+        on_drained: see `BackupOutput`.
     """
 
     def __init__(self, sink: Sink, *, on_drained: Callable[[], None]) -> None:
@@ -65,17 +65,37 @@ class VmaOutput:
         )
 
     @property
+    def piece_bytes(self) -> int:
+        """A cluster."""
+        return layout.VMA_CLUSTER_BYTES
+
+    @property
     def is_blocked(self) -> bool:
         """An extent waits for the target."""
         return bool(self._queue)
 
     @property
-    def free_slot_count(self) -> int:
+    def is_settled(self) -> bool | None:
+        """As the port says: a pipe confirms nothing."""
+        return None
+
+    @property
+    def free_piece_count(self) -> int:
         """How many clusters can be added before the next flush."""
         return layout.SLOTS_WRITTEN_PER_EXTENT - self._slot_count
 
+    def take(self, dev_number: int, first_index: int, count: int, source: Disk) -> int:
+        """As the port says; at most `free_piece_count`."""
+        offset_bytes = first_index * layout.VMA_CLUSTER_BYTES
+        length_bytes = min(count * layout.VMA_CLUSTER_BYTES, source.size_bytes - offset_bytes)
+        if isinstance(source, MemoryDisk):
+            block_count = ceil_div(length_bytes, BLOCK_BYTES)
+            blocks = source.blocks(offset_bytes // BLOCK_BYTES, block_count)
+            return self.add_blocks(dev_number, first_index, count, blocks)
+        return self.add(dev_number, first_index, source.read(offset_bytes, length_bytes))
+
     def add(self, vma_dev_id: int, first_index: int, data: Buffer) -> int:
-        """Add whole clusters (the last of a disk may be short), at most `free_slot_count`.
+        """Add whole clusters (the last of a disk may be short), at most `free_piece_count`.
 
         Of bytes that may change what is not zero is copied, so they may be a disk's own.
 
