@@ -104,17 +104,18 @@ def _places_of_run(system: str, scenario_name: str, script: str) -> tuple[Place,
     return tuple(place for place in places if not place.site.startswith(SECOND_PREFIX))
 
 
-def _scouts_for(system: str, scenario_name: str, *, with_kills: bool) -> list[str]:
+@cache
+def _scouts_for(system: str, scenario_name: str, *, with_kills: bool) -> tuple[str, ...]:
     """The scouts whose fault would happen; any other ends as the run without one does."""
     last_uses: dict[str, int] = {}
     for place in _places_of_run(system, scenario_name, ""):
         last_uses[place.site] = max(place.nth, last_uses.get(place.site, 0))
     texts = _SCOUTS + (_KILLED_SCOUTS if with_kills else ())
-    return [
+    return tuple(
         text
         for text in texts
         if all(last_uses.get(f.site, 0) >= f.nth for f in FaultScript.parse(text).faults)
-    ]
+    )
 
 
 def scout(system: str, scenario_name: str, *, with_kills: bool) -> tuple[Place, ...]:

@@ -9,12 +9,12 @@ on: the callbacks of one task or future keep their order.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import random
 from asyncio import base_events
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
 
 from vzdump_qemu.units import NS_PER_S
@@ -42,6 +42,10 @@ class _Handle(asyncio.Handle):
 
     __slots__ = ()
 
+    # Only a loop in debug mode sets them.
+    _repr = None
+    _source_traceback = None
+
     def __init__(
         self,
         callback: Callable[..., object],
@@ -54,8 +58,6 @@ class _Handle(asyncio.Handle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
 
 
 class _TimerHandle(asyncio.TimerHandle):
@@ -64,6 +66,8 @@ class _TimerHandle(asyncio.TimerHandle):
     __slots__ = ()
 
     _loop: SimulatedLoop
+    _repr = None
+    _source_traceback = None
 
     def __init__(
         self,
@@ -80,8 +84,6 @@ class _TimerHandle(asyncio.TimerHandle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
 
     def cancel(self) -> None:
         """As asyncio says, in one step."""
@@ -108,18 +110,21 @@ class SimulatedLoop(base_events.BaseEventLoop):
     def __init__(self, shuffle: random.Random | None = None) -> None:
         super().__init__()
         self._now_ns = 0
+        self._now_s = 0.0
         self._shuffle = shuffle
         self._selector = _NoSelector()
         self._iteration_count = 0
         self._observers: list[Callable[[], None]] = []
-        # A heap. Numbers first: they are compared without a call into Python.
-        self._timers: list[tuple[float, asyncio.TimerHandle]] = []
+        # A heap. Numbers first: they are compared without a call into Python. Of the same instant
+        # the one that was asked for first comes first.
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timer_count = 0
         # Timers closer together than this are due together; virtual time is exact.
         self._clock_resolution = 1e-9
 
     def time(self) -> float:
         """Virtual seconds since the start of the simulation."""
-        return self._now_ns / NS_PER_S
+        return self._now_s
 
     def time_ns(self) -> int:
         """Virtual nanoseconds since the start of the simulation."""
@@ -131,6 +136,9 @@ class SimulatedLoop(base_events.BaseEventLoop):
         It may set timers, but no earlier than now.
         """
         self._observers.append(look)
+
+    # Every future and task asks; never, without a call into Python.
+    get_debug = staticmethod(bool)
 
     # -- what is to be called ------------------------------------------------------------------
 
@@ -154,9 +162,10 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """As asyncio says."""
         if self._closed:
             raise RuntimeError("Event loop is closed")
-        when_s = self._now_ns / NS_PER_S + delay
+        when_s = self._now_s + delay
         handle = _TimerHandle(when_s, callback, args, self, context)
-        heapq.heappush(self._timers, (when_s, handle))
+        self._timer_count += 1
+        heappush(self._timers, (when_s, self._timer_count, handle))
         return handle
 
     def call_at(  # type: ignore[override]
@@ -170,79 +179,79 @@ class SimulatedLoop(base_events.BaseEventLoop):
         if self._closed:
             raise RuntimeError("Event loop is closed")
         handle = _TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._timers, (when, handle))
+        self._timer_count += 1
+        heappush(self._timers, (when, self._timer_count, handle))
         return handle
 
     # -- one step ------------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        """Move time on if nothing is ready, then call what is."""
-        ready = self._ready
-        if self._shuffle is not None and len(ready) > 1:
-            self._shuffle_ready(self._shuffle)
-        timers = self._timers
-        if timers and (timers[0][1]._cancelled or len(timers) > _TIMER_COUNT_UNTIDY):
-            self._drop_cancelled_timers()
-        self._iteration_count += 1
-        if self._iteration_count > ITERATION_COUNT_MAX:
-            raise Deadlock(f"no end after {ITERATION_COUNT_MAX} steps: tasks run in circles")
-        if not ready and not self._stopping:
-            self._jump()
-        timers = self._timers
-        due_s = self._now_ns / NS_PER_S + self._clock_resolution
-        while timers and timers[0][0] < due_s:
-            timer = heapq.heappop(timers)[1]
-            timer._scheduled = False  # type: ignore[attr-defined]
-            ready.append(timer)
-        # What these calls make ready is for the next step.
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not handle._cancelled:
-                handle._run()
+        """Move time on if nothing is ready, then call what is; again and again until it stops."""
+        ready, shuffle = self._ready, self._shuffle
+        while True:
+            if shuffle is not None and len(ready) > 1:
+                _mix(ready, shuffle)
+            timers = self._timers
+            if timers and (timers[0][2]._cancelled or len(timers) > _TIMER_COUNT_UNTIDY):
+                self._drop_cancelled_timers()
+            self._iteration_count += 1
+            if self._iteration_count > ITERATION_COUNT_MAX:
+                raise Deadlock(f"no end after {ITERATION_COUNT_MAX} steps: tasks run in circles")
+            if not ready and not self._stopping:
+                self._jump()
+            timers, due_s = self._timers, self._now_s + self._clock_resolution
+            while timers and timers[0][0] < due_s:
+                timer = heappop(timers)[2]
+                timer._scheduled = False  # type: ignore[attr-defined]
+                ready.append(timer)
+            # What these calls make ready is for the next step.
+            for _ in range(len(ready)):
+                handle = ready.popleft()
+                if not handle._cancelled:
+                    try:
+                        # As the handle would call it itself, one call less deep.
+                        handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:
+                        self._tell_failure(handle, error)
+            if self._stopping:
+                return
+
+    def _tell_failure(self, handle: asyncio.Handle, error: BaseException) -> None:
+        """A callback failed."""
+        text = f"Exception in callback {handle!r}"
+        self.call_exception_handler({"message": text, "exception": error, "handle": handle})
 
     def _jump(self) -> None:
         """Move time on to the next timer, or tell that nothing moves."""
-        if self._timers and self._timers[0][0] > self._now_ns / NS_PER_S:
+        if self._timers and self._timers[0][0] > self._now_s:
             for look in self._observers:
                 look()
             # They may have asked for an earlier call, or for none at this instant.
-            self._drop_cancelled_timers()
+            if self._timers and self._timers[0][2]._cancelled:
+                self._drop_cancelled_timers()
         if not self._timers:
             waiting = sorted(task.get_name() for task in asyncio.all_tasks(self))
             raise Deadlock(f"nothing can happen any more; waiting: {', '.join(waiting)}")
-        wait_s = self._timers[0][0] - self._now_ns / NS_PER_S
+        wait_s = self._timers[0][0] - self._now_s
         if wait_s > 0:
             self._now_ns += max(1, round(wait_s * NS_PER_S))
+            self._now_s = self._now_ns / NS_PER_S
 
     def _drop_cancelled_timers(self) -> None:
         timers = self._timers
         count = len(timers)
         if count > _TIMER_COUNT_UNTIDY and self._timer_cancelled_count > count / 2:
-            for _, handle in timers:
+            for _, _, handle in timers:
                 handle._scheduled = not handle._cancelled  # type: ignore[attr-defined]
-            self._timers = [entry for entry in timers if not entry[1]._cancelled]
-            heapq.heapify(self._timers)
+            self._timers = [entry for entry in timers if not entry[2]._cancelled]
+            heapify(self._timers)
             self._timer_cancelled_count = 0
             return
-        while timers and timers[0][1]._cancelled:
+        while timers and timers[0][2]._cancelled:
             self._timer_cancelled_count -= 1
-            heapq.heappop(timers)[1]._scheduled = False  # type: ignore[attr-defined]
-
-    def _shuffle_ready(self, shuffle: random.Random) -> None:
-        """Interleave the callbacks of different owners at random, each owner's in order."""
-        owners: dict[int, deque[asyncio.Handle]] = {}
-        order = []
-        for handle in self._ready:
-            owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
-            key = id(owner) if isinstance(owner, asyncio.Task) else 0
-            queue = owners.get(key)
-            if queue is None:
-                owners[key] = queue = deque()
-            queue.append(handle)
-            order.append(key)
-        shuffle.shuffle(order)
-        self._ready.clear()
-        self._ready.extend(owners[key].popleft() for key in order)
+            heappop(timers)[2]._scheduled = False  # type: ignore[attr-defined]
 
     # -- what a loop of files and threads has --------------------------------------------------
 
@@ -262,6 +271,33 @@ class SimulatedLoop(base_events.BaseEventLoop):
             self._closed = True
             self._ready.clear()
             self._timers.clear()
+            self._observers.clear()
+
+
+def _owner_of(handle: asyncio.Handle) -> object:
+    """The task that a callback belongs to; what belongs to none is one party."""
+    owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
+    return owner if isinstance(owner, asyncio.Task) else None
+
+
+def _mix(ready: deque[asyncio.Handle], stream: random.Random) -> None:
+    """Interleave the callbacks of different owners at random, each owner's in order."""
+    if len(ready) == 2:  # most often
+        if stream.random() < 0.5 and _owner_of(ready[0]) is not _owner_of(ready[1]):
+            ready.rotate()
+        return
+    owners: dict[object, deque[asyncio.Handle]] = {}
+    order = []
+    for handle in ready:
+        owner = _owner_of(handle)
+        queue = owners.get(owner)
+        if queue is None:
+            owners[owner] = queue = deque()
+        queue.append(handle)
+        order.append(queue)
+    order.sort(key=lambda queue: stream.random())
+    ready.clear()
+    ready.extend(queue.popleft() for queue in order)
 
 
 def run_simulated(main: Coroutine[Any, Any, _T], *, shuffle: random.Random | None = None) -> _T:
