@@ -10,6 +10,14 @@ import enum
 from dataclasses import dataclass, field
 
 from vzdump_qemu.events import BackupMode
+from vzdump_qemu.pbs_target import PbsTarget
+from vzdump_qemu.plan.retention_rule import (
+    NO_PROTECTED_LIMIT,
+    RetentionRule,
+    RetentionSettings,
+)
+
+_KEEPS_ALL = RetentionSettings(rule=RetentionRule(), remove=False)
 
 
 class DataPathChoice(enum.Enum):
@@ -24,17 +32,19 @@ class DataPathChoice(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions:
-    """Where archives go: exactly one of storage, directory and standard output.
+    """Where backups go: exactly one of storage, directory, server and standard output.
 
     Attributes:
         storage_id: a storage of the node, or empty.
         dump_directory: a plain directory, or empty.
+        pbs: a backup server named on the command line, or None.
         to_stdout: the stream goes to standard output.
         temp_directory: where the run's own files go; empty for beside the archive.
     """
 
     storage_id: str = ""
     dump_directory: str = ""
+    pbs: PbsTarget | None = None
     to_stdout: bool = False
     temp_directory: str = ""
 
@@ -50,6 +60,38 @@ class FleecingOptions:
     enabled: bool = False
     storage_id: str = ""
     limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookOptions:
+    """The operator's script that is called around a job and its runs.
+
+    Attributes:
+        script: absolute path, or empty for none.
+        timeout_s: limit of one call; 0 for none.
+    """
+
+    script: str = ""
+    timeout_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepOptions:
+    """What becomes of backups once they are made.
+
+    Attributes:
+        retention: which older ones go after a new one was proved.
+        protected: mark the new one as protected from removal; storages only.
+        protected_max: how many protected ones of a VM the storage allows.
+        notes_template: of the new one's notes, or empty; storages only.
+        cluster_name: for the notes; empty for a node in no cluster.
+    """
+
+    retention: RetentionSettings = _KEEPS_ALL
+    protected: bool = False
+    protected_max: int = NO_PROTECTED_LIMIT
+    notes_template: str = ""
+    cluster_name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +119,8 @@ class BackupOptions:
     max_workers: int | None = 16
     io_priority: int | None = 7
     fleecing: FleecingOptions = field(default_factory=FleecingOptions)
+    hook: HookOptions = HookOptions()
+    keep: KeepOptions = KeepOptions()
     data_path: DataPathChoice = DataPathChoice.AUTO
     command_line: str = "vzdump"
     log_directory: str = "/var/log/vzdump"

@@ -51,7 +51,9 @@ class ProgressTracker:
         before = self._line
         read = progress.transferred_bytes - (before.transferred_bytes if before else 0)
         if progress.reused_bytes:
-            saved = progress.reused_bytes - (before.reused_bytes if before else 0)
+            # What need not be looked at counts as reused from the start, and took no time.
+            unread = progress.total_bytes - target_bytes
+            saved = progress.reused_bytes - (before.reused_bytes if before else unread)
         else:
             saved = progress.zero_bytes - (before.zero_bytes if before else 0)
         # A job that ended within the first looks still took some time.
