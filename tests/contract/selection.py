@@ -6,7 +6,7 @@ tells what each subject shows and what it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +14,12 @@ from typing import Any, Literal
 import pytest
 
 from tests.contract.subject import Feature, features_needed
+
+# Their asserts shall speak as those of tests do, wherever they are asked from.
+BEHAVIOUR_MODULES = tuple(
+    f"tests.contract.{name}"
+    for name in ("agents", "bitmaps", "blocks", "exports", "jobs", "machine", "nodes", "protocol")
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,19 @@ def ask_subjects(
         if needed <= offer.features
     ]
     metafunc.parametrize(fixture, names, indirect=True, scope=scope)
+
+
+def subject_fixture(
+    offers: Mapping[str, Offer], *, scope: Literal["function", "session"] = "function"
+) -> Any:
+    """The fixture that makes the subject asked for by `ask_subjects`, and ends it."""
+
+    @pytest.fixture(scope=scope)
+    def made(request: pytest.FixtureRequest) -> Iterator[Any]:
+        with offers[request.param].make() as subject:
+            yield subject
+
+    return made
 
 
 def header_lines(offers: Mapping[str, Offer]) -> list[str]:

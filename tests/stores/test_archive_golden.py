@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.stores.extracting import extract_archive
+from tests.stores.packing import pack_raw_files
 from vzdump_qemu.errors import BackupError, VmaError
-from vzdump_qemu.stores.archive_packing import RawDisk, pack_disks
-from vzdump_qemu.stores.archive_reading import extract_archive, list_archive, verify_archive
+from vzdump_qemu.formats.vma import VmaWriter
+from vzdump_qemu.stores.archive_reading import list_archive, verify_archive
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = sorted(path.stem for path in (DATA / "vma").glob("*.json"))
@@ -27,6 +28,12 @@ REFUSED_GOLDEN = {
     "qemu-incomplete-cancel": "detected missing cluster 58",
     "qemu-incomplete-quit": "detected missing cluster 58",
 }
+
+PACKABLE = [
+    name
+    for name in GOLDEN
+    if name.startswith("create-") and "vmstate" not in name and name not in REFUSED_GOLDEN
+]
 
 # Damaged archives the real tool accepts and we refuse, and why.
 STRICTER = {
@@ -148,42 +155,42 @@ def test_golden_archive_that_cannot_be_extracted_is_refused(name: str, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in GOLDEN
-        if name.startswith("create-") and "vmstate" not in name and name not in REFUSED_GOLDEN
-    ],
-)
-def test_pack_disks_of_golden_archive_gives_the_same(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PACKABLE)
+def test_disks_of_golden_archive_packed_again_are_the_same(name: str, tmp_path: Path) -> None:
     golden = load("vma", name)
-    out = tmp_path / "out"
+    out, packed = tmp_path / "out", tmp_path / "packed.vma"
     report = extract_archive(str(DATA / "vma" / golden["file"]), str(out))
-    packed = tmp_path / "packed.vma"
-    fds = [os.open(out / row["extracted_as"], os.O_RDONLY) for row in golden["devices"]]
-    try:
-        with packed.open("wb") as target:
-            pack_disks(
-                target.fileno(),
-                report.header.configs,
-                [
-                    RawDisk(name=row["name"], fd=fd, size_bytes=row["size"])
-                    for row, fd in zip(golden["devices"], fds, strict=True)
-                ],
-                uuid=report.header.uuid,
-                ctime_s=report.header.ctime_s,
-            )
-    finally:
-        for fd in fds:
-            os.close(fd)
-    if len(golden["devices"]) <= 1:
-        # Order and grouping of clusters are settled only with a single disk.
-        assert hashlib.sha256(packed.read_bytes()).hexdigest() == golden["archive_sha256"]
+    header = report.header
+    pack_raw_files(
+        packed,
+        {row["name"]: out / row["extracted_as"] for row in golden["devices"]},
+        configs=header.configs,
+        uuid=header.uuid,
+        ctime_s=header.ctime_s,
+    )
     again = extract_archive(str(packed), str(tmp_path / "again"))
     assert again.tallies == report.tallies
-    assert again.header == report.header
+    assert again.header == header
     assert sums_of(tmp_path / "again") == sums_of(out)
+
+
+# Order and grouping of vma_clusters are settled only with a single disk.
+@pytest.mark.parametrize(
+    "name", [name for name in PACKABLE if len(load("vma", name)["devices"]) <= 1]
+)
+def test_writer_given_a_golden_archives_disk_gives_the_same_bytes(
+    name: str, tmp_path: Path
+) -> None:
+    golden = load("vma", name)
+    report = extract_archive(str(DATA / "vma" / golden["file"]), str(tmp_path / "out"))
+    header = report.header
+    writer = VmaWriter(header.uuid, header.ctime_s, header.configs, header.devices)
+    parts = [writer.header_bytes()]
+    for row in golden["devices"]:
+        data = (tmp_path / "out" / row["extracted_as"]).read_bytes()
+        parts += writer.add_clusters(1, 0, data)
+    parts += writer.finish()
+    assert hashlib.sha256(b"".join(parts)).hexdigest() == golden["archive_sha256"]
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from tests.stores.extracting import extract_archive
+from tests.stores.packing import pack_raw_files
 from vzdump_qemu.errors import ConfigError, TargetError, VmaError
 from vzdump_qemu.formats.vma import VmaDevice
-from vzdump_qemu.stores.archive_packing import RawDisk, pack_disks
 from vzdump_qemu.stores.archive_reading import (
-    extract_archive,
     list_archive,
     restore_archive,
     verify_archive,
@@ -145,15 +145,8 @@ def test_pack_sparse_disk_of_64_gib_stays_small_and_whole(tmp_path: Path) -> Non
         file.truncate(64 << 30)
         file.seek((32 << 30) + 12345)
         file.write(b"here")
-    with disk.open("rb") as source, packed.open("wb") as target:
-        length = pack_disks(
-            target.fileno(),
-            [],
-            [RawDisk(name="drive-scsi0", fd=source.fileno(), size_bytes=64 << 30)],
-            uuid=bytes(16),
-            ctime_s=0,
-        )
-    assert length == packed.stat().st_size < 10 << 20
+    pack_raw_files(packed, {"drive-scsi0": disk})
+    assert packed.stat().st_size < 10 << 20
     [tally] = verify_archive(str(packed)).tallies
     assert (tally.vma_cluster_count, tally.stored_block_count) == (1 << 20, 1)
 
@@ -161,13 +154,6 @@ def test_pack_sparse_disk_of_64_gib_stays_small_and_whole(tmp_path: Path) -> Non
 def test_pack_file_shorter_than_disk_fills_with_zeroes(tmp_path: Path) -> None:
     disk, packed = tmp_path / "disk", tmp_path / "packed"
     disk.write_bytes(b"x" * 1000)
-    with disk.open("rb") as source, packed.open("wb") as target:
-        pack_disks(
-            target.fileno(),
-            [],
-            [RawDisk(name="d", fd=source.fileno(), size_bytes=1024)],
-            uuid=bytes(16),
-            ctime_s=0,
-        )
+    pack_raw_files(packed, {"d": disk})
     extract_archive(str(packed), str(tmp_path / "out"))
     assert (tmp_path / "out" / "disk-d.raw").read_bytes() == b"x" * 1000 + bytes(24)

@@ -42,6 +42,13 @@ async def test_run_program_uses_the_c_locale_and_no_input() -> None:
     assert await runner.run(["sh", "-c", "echo $LC_ALL; cat"]) == (0, ["C"])
 
 
+async def test_run_gives_one_program_what_the_others_do_not_get() -> None:
+    runner = SystemCommandRunner()
+    argv = ["sh", "-c", "echo $TOKEN $LC_ALL"]
+    assert await runner.run(argv, environment={"TOKEN": "t"}) == (0, ["t C"])
+    assert await runner.run(argv) == (0, ["C"])
+
+
 async def test_run_signalled_program_gives_a_negative_status() -> None:
     status, lines = await SystemCommandRunner().run(["sh", "-c", "kill -9 $$"])
     assert (status, lines) == (-9, [])

@@ -15,13 +15,14 @@ import pytest
 
 from tests.disk_fakes import MemoryReader
 from tests.nbd_peer import ToldServer, memory_export, serving
+from tests.stores.extracting import extract_archive
 from vzdump_qemu.disk_ports import PIECE_BYTES, DiskOrigin, DiskReader, ExtentKind
 from vzdump_qemu.errors import DiskReadError, InternalError, Interrupted, TargetError, VmaError
 from vzdump_qemu.formats.vma import VmaDevice, VmaWriter
 from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaIntake, VmaProof
 from vzdump_qemu.qemu.nbd_disk import NbdDisk
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
-from vzdump_qemu.stores.archive_reading import extract_archive, list_archive, verify_archive
+from vzdump_qemu.stores.archive_reading import list_archive, verify_archive
 from vzdump_qemu.stores.disk_pump import DiskPump
 from vzdump_qemu.stores.system import SystemClock
 from vzdump_qemu.stores.vma_packer import PumpedVmaPacker

@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 
 from vzdump_qemu.errors import StorageError
@@ -75,24 +76,21 @@ async def create_image(
         raise StorageError(f"unable to create image '{path}' - {error.strerror}") from error
     if image_format == "raw":
         return
-    try:
-        argv = [_require_img(commands), "create", "-q", "-f", image_format, path, str(size_bytes)]
-        status, lines = await commands.run(argv)
-        if status != 0:
-            reason = lines[-1] if lines else f"exit code {status}"
-            raise StorageError(f"unable to create image '{path}' - {reason}")
-    except BaseException:
-        remove_image(path)
-        raise
+    words = ("create", "-q", "-f", image_format, path, str(size_bytes))
+    await _make_image(path, words, commands)
 
 
 async def convert_raw_image(
     source: str, path: str, *, image_format: str, commands: CommandRunner
 ) -> None:
     """Write a raw file's content to a new image of another format. Raises StorageError."""
-    argv = [_require_img(commands), "convert", "-q", "-f", "raw", "-O", image_format, source, path]
+    words = ("convert", "-q", "-f", "raw", "-O", image_format, source, path)
+    await _make_image(path, words, commands)
+
+
+async def _make_image(path: str, words: Sequence[str], commands: CommandRunner) -> None:
     try:
-        status, lines = await commands.run(argv)
+        status, lines = await commands.run([_require_img(commands), *words])
         if status != 0:
             reason = lines[-1] if lines else f"exit code {status}"
             raise StorageError(f"unable to create image '{path}' - {reason}")

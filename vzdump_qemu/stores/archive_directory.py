@@ -12,16 +12,17 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
 from vzdump_qemu.errors import CompressorError, TargetError
 from vzdump_qemu.ports import ArchiveTarget, VmaIntake
 from vzdump_qemu.stores import builtin_compressor
+from vzdump_qemu.stores.archive_output import TargetFiles
 from vzdump_qemu.stores.guardian import Guardian
 from vzdump_qemu.stores.system import run_blocking, start_thread, sync_directory
-from vzdump_qemu.stores.vma_intake import RelayedIntake, TargetFiles
+from vzdump_qemu.stores.vma_intake import RelayedIntake
 
 DISCARD_TIMEOUT_S = 30.0
 # Copies of VM configurations hold passwords; QEMU and the tools run as root.
@@ -126,6 +127,13 @@ class ArchiveDirectory:
     async def exists(self, path: str) -> bool:
         """Whether the name is taken, be it by a dangling link."""
         return await run_blocking(lambda: os.path.lexists(path))
+
+    async def list_names(self, path: str) -> Sequence[str]:
+        """Names in a directory, in no order. Raises TargetError."""
+        try:
+            return await run_blocking(lambda: os.listdir(path))
+        except OSError as error:
+            raise TargetError(f"unable to list '{path}' - {error.strerror}") from error
 
     def _compressor_argv(self, compressor: tuple[str, ...]) -> tuple[str, ...]:
         if not compressor:

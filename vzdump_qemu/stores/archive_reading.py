@@ -1,20 +1,17 @@
-"""Listing, verifying, extracting and restoring archives.
+"""Listing, verifying and restoring archives.
 
-Owns files and folders around `formats.vma`; opening and decompressing is `archive_source`'s.
-Nothing bears its final name before the whole archive proved right, nothing is written outside the
-folder of an extraction, and a failed extraction removes what it wrote.
-Source: VMA format, sections 6 to 8.
+Owns the reading around `formats.vma`; opening and decompressing is `archive_source`'s, the files
+of an extraction are `extraction`'s. Source: VMA format, sections 6 to 8.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from vzdump_qemu.errors import ConfigError, TargetError, VmaError
+from vzdump_qemu.errors import TargetError, VmaError
 from vzdump_qemu.formats.vma import (
     DataRead,
     DeviceTally,
@@ -119,124 +116,6 @@ def restore_archive(
                     if fd is not None:
                         targets[device.vma_dev_id] = fd
         return _report(source, reader)
-
-
-def extract_archive(
-    path: str,
-    directory: str,
-    *,
-    disks: frozenset[str] | None = None,
-    on_progress: OnProgress | None = None,
-) -> VerifyReport:
-    """Extract configurations and disks into a folder that does not exist yet or is empty.
-
-    Disks become sparse files ``disk-NAME.raw``, a RAM state ``vmstate.bin``; until the whole
-    archive proved right their names begin with ``tmp-``.
-
-    Args:
-        disks: names of the devices to extract, or None for all; the archive is checked as a
-            whole in any case.
-
-    Raises:
-        ConfigError: the folder is in use, or a named device is not in the archive.
-        VmaError: the archive is damaged or not whole; what was written is removed.
-        TargetError: writing failed; what was written is removed.
-    """
-    with ExitStack() as undo:
-        _make_directory(directory, undo)
-        files = _ExtractedFiles(directory, disks, undo)
-        report = restore_archive(
-            path, files.open_target, on_header=files.write_configs, on_progress=on_progress
-        )
-        files.give_names()
-        undo.pop_all()
-        files.close()
-        return report
-
-
-class _ExtractedFiles:
-    """The files of one extraction; each is registered for removal as soon as it exists."""
-
-    def __init__(self, directory: str, disks: frozenset[str] | None, undo: ExitStack) -> None:
-        self._directory = directory
-        self._disks = disks
-        self._undo = undo
-        self._open: list[tuple[VmaDevice, int]] = []
-        undo.callback(self.close)
-
-    def write_configs(self, header: VmaHeader) -> None:
-        unknown = (self._disks or frozenset()) - {device.name for device in header.devices}
-        if unknown:
-            raise ConfigError(f"archive contains no device '{min(unknown)}'")
-        for config in header.configs:
-            fd = self._create(config.name)
-            try:
-                _write_at(fd, 0, memoryview(config.data))
-            finally:
-                os.close(fd)
-
-    def open_target(self, device: VmaDevice) -> int | None:
-        if self._disks is not None and device.name not in self._disks:
-            return None
-        fd = self._create(device.temp_file_name)
-        self._open.append((device, fd))
-        if not device.is_vmstate:
-            try:
-                os.ftruncate(fd, device.size_bytes)
-            except OSError as error:
-                raise TargetError(
-                    f"can't create a file of {device.size_bytes} bytes - {error.strerror}"
-                ) from error
-        return fd
-
-    def give_names(self) -> None:
-        for device, _ in self._open:
-            final_path = self._path(device.file_name)
-            try:
-                os.rename(self._path(device.temp_file_name), final_path)
-            except OSError as error:
-                raise TargetError(f"can't rename to {final_path} - {error.strerror}") from error
-            self._undo.callback(_remove, final_path)
-
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.pop()[1])
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._directory, name)
-
-    def _create(self, name: str) -> int:
-        path = self._path(name)
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise TargetError(f"can't create {path} - {error.strerror}") from error
-        self._undo.callback(_remove, path)
-        return fd
-
-
-def _make_directory(directory: str, undo: ExitStack) -> None:
-    try:
-        os.mkdir(directory)
-    except FileExistsError:
-        try:
-            in_use = bool(os.listdir(directory))
-        except OSError as error:
-            raise TargetError(f"can't use {directory} - {error.strerror}") from error
-        if in_use:
-            raise ConfigError(f"target directory {directory} is not empty") from None
-    except OSError as error:
-        raise TargetError(f"can't create {directory} - {error.strerror}") from error
-    else:
-        undo.callback(os.rmdir, directory)
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        # Renamed meanwhile; its new name has an entry of its own.
-        pass
 
 
 def _events(

@@ -1,16 +1,16 @@
-"""One VMA stream on its way into an archive: pipe, relay, compressor, temporary file, name.
+"""One VMA stream on its way into an archive: pipe, relay, compressor, output.
 
-Owns: putting these together, telling the root cause of a failure, the durable renaming, and the
-bounded end of everything. Leaves the moving and proving of bytes to
-`vzdump_qemu.stores.vma_relay`, the compressor's process to `vzdump_qemu.stores.commands`, and
-the choice of names and programs to `vzdump_qemu.stores.archive_directory`. Follows host
-behaviour 1.7 (steps 8, 22, 30) and 1.10 (rows 6, 11, G), and pve-qemu-backup-qmp 3, 5 and 10.
+Owns: putting these together, telling the root cause of a failure, and the bounded end of
+everything. Leaves the moving and proving of bytes to `vzdump_qemu.stores.vma_relay`, the
+compressor's process to `vzdump_qemu.stores.commands`, the file and its names to
+`vzdump_qemu.stores.archive_output`, and the choice of names and programs to
+`vzdump_qemu.stores.archive_directory`. Follows host behaviour 1.7 (steps 8, 22, 30) and 1.10
+(rows 6, 11, G), and pve-qemu-backup-qmp 3, 5 and 10.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
 import uuid
@@ -21,101 +21,14 @@ from typing import Any
 
 from vzdump_qemu.errors import CompressorError, InternalError, TargetError, VmaError
 from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaProof
+from vzdump_qemu.stores.archive_output import ArchiveOutput, TargetFiles, reason_of, target_error
 from vzdump_qemu.stores.commands import FilterProcess
 from vzdump_qemu.stores.guardian import Guardian
-from vzdump_qemu.stores.system import run_blocking, start_thread, sync_directory, wait_done
+from vzdump_qemu.stores.system import run_blocking, start_thread, wait_done
 from vzdump_qemu.stores.vma_relay import FileWriter, VmaRelay, open_pipe
 
-# Owner and group may read: the archive holds all of the guest's secrets.
-_ARCHIVE_MODE = 0o640
 # For what ends at once unless the kernel holds on to it (a dead network mount).
 _END_GRACE_S = 5.0
-# Where hard links are not offered (FAT, some network and FUSE file systems).
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
-_SPACE_HINT = "free space on the backup target, or choose another one"
-
-
-class TargetFiles:
-    """The file system calls that decide about an archive's life, one method each.
-
-    All raise OSError, and all may block for as long as the target stalls.
-    """
-
-    def open_temp(self, path: str) -> int:
-        """Unlink a left-over and create the file anew, close-on-exec, mode 0640 less umask."""
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        return os.open(path, flags, _ARCHIVE_MODE)
-
-    def sync(self, fd: int) -> None:
-        """Make a file's content durable."""
-        os.fsync(fd)
-
-    def size_bytes(self, fd: int) -> int:
-        """Length of an open file."""
-        return os.fstat(fd).st_size
-
-    def identity(self, fd: int) -> os.stat_result:
-        """What tells an open file from every other."""
-        return os.fstat(fd)
-
-    def means(self, path: str, identity: os.stat_result) -> bool:
-        """Whether a name means that file."""
-        try:
-            return os.path.samestat(os.lstat(path), identity)
-        except FileNotFoundError:
-            return False
-
-    def link(self, path: str, new_path: str) -> None:
-        """Give a file a second name; fails if that name is taken."""
-        os.link(path, new_path, follow_symlinks=False)
-
-    def rename(self, path: str, new_path: str) -> None:
-        """Rename where links are not offered; a taken name is refused, as far as one can see."""
-        if os.path.lexists(new_path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        os.rename(path, new_path)
-
-    def unlink(self, path: str) -> None:
-        """Remove a name."""
-        os.unlink(path)
-
-    def sync_directory(self, path: str) -> None:
-        """Make a directory's names durable."""
-        sync_directory(path)
-
-    def publish(self, temp_path: str, final_path: str) -> None:
-        """Move a synced file to its final name, durably, and never over another file.
-
-        If it fails the final name is not there, unless another file has it.
-        """
-        try:
-            self.link(temp_path, final_path)
-            linked = True
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            self.rename(temp_path, final_path)
-            linked = False
-        try:
-            if linked:
-                self.unlink(temp_path)
-            self.sync_directory(os.path.dirname(final_path))
-        except OSError:
-            # Not known to be durable, so it must not look like an archive.
-            with suppress(OSError):
-                self.unlink(final_path)
-            raise
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)
-
-
-def _target_error(text: str, error: OSError) -> TargetError:
-    no_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return TargetError(f"{text} - {_reason(error)}", hint=_SPACE_HINT if no_space else "")
 
 
 async def _writable(fd: int) -> None:
@@ -154,25 +67,22 @@ class RelayedIntake:
         discard_timeout_s: float,
         guardian: Guardian | None = None,
     ) -> None:
-        self._target = target
         self._guardian = guardian
-        self._files = files
         self._discard_timeout_s = discard_timeout_s
-        self._is_file = bool(target.final_path)
-        self._target_text = target.temp_path if self._is_file else "standard output"
         self._command_text = " ".join(target.compressor)
         self._filter: FilterProcess | None = None
         self._writer: FileWriter | None = None
         self._failure: Exception | None = None
         self._proof: VmaProof | None = None
         self._publication: Future[None] | None = None
-        self._named: os.stat_result | None = None
         self._broken_s = 0.0
         self._size_bytes = 0
         self._released = False
         self._discarded = False
         with ExitStack() as undo:
-            self._target_fd = self._open_target(stdout_fd, undo)
+            self._output = ArchiveOutput(target, files=files, stdout_fd=stdout_fd)
+            undo.callback(self._output.remove)
+            undo.callback(self._output.close)
             source_fd, self._write_fd = self._open_pipe(undo)
             sink_fd = self._open_stages(argv, undo)
             if guardian is not None:
@@ -204,7 +114,7 @@ class RelayedIntake:
             except BlockingIOError:
                 await _writable(fd)
             except OSError as error:
-                raise _target_error("unable to write to the archive stream", error) from error
+                raise target_error("unable to write to the archive stream", error) from error
 
     def close_write_end(self) -> None:
         """Close our copy once QEMU has its own. Idempotent."""
@@ -238,12 +148,12 @@ class RelayedIntake:
                 waiting_for = f"'{self._command_text}'"
                 if self._filter is not None:
                     await wait_done(self._filter.ended)
-                waiting_for = f"writing to '{self._target_text}'"
+                waiting_for = f"writing to '{self._output.text}'"
                 if self._writer is not None:
                     await wait_done(self._writer.ended)
                 self._raise_failure()
                 proof = self._check_expectation(expectation)
-                if self._is_file:
+                if self._output.is_file:
                     await self._sync(proof)
         except TimeoutError:
             # A broken pipe whose cause hangs is told as what it is.
@@ -267,23 +177,19 @@ class RelayedIntake:
         """
         if self._proof is None or self._discarded or self._publication is not None:
             raise InternalError("an archive is published once, after it was proved")
-        if not self._is_file:
+        if not self._output.is_file:
             self._publication = start_thread(lambda: None, name="publish")
             assert self._writer is not None
-            self._close_target()
+            self._output.close()
             return self._writer.ended.result()
-        temp_path, final_path = self._target.temp_path, self._target.final_path
-        self._publication = start_thread(self._publish_file, name="publish")
+        self._publication = start_thread(self._output.publish, name="publish")
         await wait_done(self._publication)
         error = self._publication.exception()
-        if isinstance(error, OSError):
-            self._failure = TargetError(
-                f"unable to rename '{temp_path}' to '{final_path}'", hint=_reason(error)
-            )
-            raise self._failure from error
+        if isinstance(error, TargetError):
+            self._failure = error
         if error is not None:
             raise error
-        self._close_target()
+        self._output.close()
         return self._size_bytes
 
     async def discard(self) -> None:
@@ -305,12 +211,12 @@ class RelayedIntake:
         for stage in (self._filter, self._writer):
             if stage is not None:
                 await self._wait_up_to(stage.ended, _END_GRACE_S)
-        self._close_target()
-        if self._is_file and not self._discarded:
-            removal = start_thread(self._remove_names, name="remove-names")
+        self._output.close()
+        if self._output.is_file and not self._discarded:
+            removal = start_thread(self._output.remove, name="remove-names")
             await self._wait_up_to(removal, _END_GRACE_S)
             if not removal.done():
-                raise TargetError(f"unable to remove '{self._target_text}' - no answer")
+                raise TargetError(f"unable to remove '{self._output.text}' - no answer")
             removal.result()
             self._discarded = True
 
@@ -339,29 +245,15 @@ class RelayedIntake:
         ends += [stage.ended for stage in (self._filter, self._writer) if stage is not None]
         # Nobody may write to the number of a descriptor that is ours no longer.
         wait(ends, timeout=_END_GRACE_S)
-        self._close_target()
+        self._output.close()
         with suppress(TargetError):
-            if self._is_file:
-                self._remove_names()
-
-    def _open_target(self, stdout_fd: int, undo: ExitStack) -> int:
-        try:
-            if self._is_file:
-                fd = self._files.open_temp(self._target.temp_path)
-            else:
-                fd = os.dup(stdout_fd)
-        except OSError as error:
-            raise _target_error(f"unable to open '{self._target_text}'", error) from error
-        if self._is_file:
-            undo.callback(self._remove_names)
-        undo.callback(os.close, fd)
-        return fd
+            self._output.remove()
 
     def _open_pipe(self, undo: ExitStack) -> tuple[int, int]:
         try:
             read_fd, write_fd = open_pipe()
         except OSError as error:
-            raise _target_error("unable to open a pipe", error) from error
+            raise target_error("unable to open a pipe", error) from error
         undo.callback(os.close, read_fd)
         undo.callback(os.close, write_fd)
         return read_fd, write_fd
@@ -371,8 +263,8 @@ class RelayedIntake:
         # standard output gets the writer too, which counts what arrived.
         writer_source_fd = -1
         with ExitStack() as given:
-            out_fd = self._target_fd
-            if not argv or not self._is_file:
+            out_fd = self._output.fd
+            if not argv or not self._output.is_file:
                 writer_source_fd, out_fd = self._open_pipe(undo)
             sink_fd = out_fd
             if argv:
@@ -381,14 +273,14 @@ class RelayedIntake:
                     self._filter = FilterProcess(argv, stdin_fd=filter_source_fd, stdout_fd=out_fd)
                 except OSError as error:
                     raise CompressorError(
-                        f"unable to start '{self._command_text}' - {_reason(error)}"
+                        f"unable to start '{self._command_text}' - {reason_of(error)}"
                     ) from error
                 # The child has its own copies; ours would keep the pipes from ever ending.
                 given.callback(os.close, filter_source_fd)
-                if out_fd != self._target_fd:
+                if out_fd != self._output.fd:
                     given.callback(os.close, out_fd)
         if writer_source_fd >= 0:
-            self._writer = FileWriter(source_fd=writer_source_fd, target_fd=self._target_fd)
+            self._writer = FileWriter(source_fd=writer_source_fd, target_fd=self._output.fd)
         return sink_fd
 
     def _root_cause(self) -> Exception | None:
@@ -398,7 +290,7 @@ class RelayedIntake:
         if self._writer is not None and self._writer.ended.done():
             error = self._writer.ended.exception()
             if isinstance(error, OSError):
-                return _target_error(f"unable to write to '{self._target_text}'", error)
+                return target_error(f"unable to write to '{self._output.text}'", error)
         if self._filter is not None and self._filter.ended.done():
             end = self._filter.ended.result()
             if not end.is_clean:
@@ -424,7 +316,7 @@ class RelayedIntake:
             if time.monotonic() - self._broken_s < _END_GRACE_S:
                 return None
             return CompressorError(f"{self._command_text} does not read any more")
-        return _target_error(f"unable to write to '{self._target_text}'", error)
+        return target_error(f"unable to write to '{self._output.text}'", error)
 
     def _raise_failure(self) -> None:
         failure = self.failure()
@@ -446,19 +338,10 @@ class RelayedIntake:
         return proof
 
     async def _sync(self, proof: VmaProof) -> None:
-        fd = self._target_fd
-
-        def sync() -> int:
-            self._files.sync(fd)
-            return self._files.size_bytes(fd)
-
-        try:
-            self._size_bytes = await run_blocking(sync)
-        except OSError as error:
-            raise _target_error(f"unable to sync '{self._target_text}'", error) from error
+        self._size_bytes = await run_blocking(self._output.sync)
         if self._filter is None and self._size_bytes != proof.stream_bytes:
             raise TargetError(
-                f"'{self._target_text}' has {self._size_bytes} bytes instead of "
+                f"'{self._output.text}' has {self._size_bytes} bytes instead of "
                 f"{proof.stream_bytes}"
             )
 
@@ -469,31 +352,8 @@ class RelayedIntake:
         await self._wait_up_to(self._publication, self._discard_timeout_s)
         done = self._publication.done() and self._publication.exception() is None
         if done:
-            self._close_target()
+            self._output.close()
         return done
-
-    def _publish_file(self) -> None:
-        self._named = self._files.identity(self._target_fd)
-        self._files.publish(self._target.temp_path, self._target.final_path)
-
-    def _remove_names(self) -> None:
-        target = self._target
-        try:
-            if self._named is not None and self._files.means(target.final_path, self._named):
-                # Publishing failed half way, and so did taking the name back at once.
-                self._files.unlink(target.final_path)
-            with suppress(FileNotFoundError):
-                self._files.unlink(target.temp_path)
-            # Whoever is told that it is gone forgets it: a power loss must not bring it back.
-            self._files.sync_directory(os.path.dirname(target.temp_path))
-        except OSError as error:
-            raise _target_error(f"unable to remove '{self._target_text}'", error) from error
-
-    def _close_target(self) -> None:
-        fd, self._target_fd = self._target_fd, -1
-        if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)
 
     async def _wait_up_to(self, future: Future[Any], timeout_s: float) -> None:
         with suppress(TimeoutError):
