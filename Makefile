@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SIM := --exhaustive --exhaustive --seeds 2000 --jobs 2
 
-.PHONY: demo test lint type integration explore mutants benchmarks clean
+.PHONY: demo test sim lint type integration soak mutants benchmarks clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/python -m vzdump_qemu.cli.demo

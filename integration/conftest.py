@@ -20,14 +20,12 @@ import pytest
 
 from integration.guest import GuestFiles, NoGuest, build_guest
 from integration.probes import DockerFacts, find_docker, why_no_kvm
+from tests.contract.selection import BEHAVIOUR_MODULES
 
 if TYPE_CHECKING:
     from integration.scenario import GuestDisk, WritingGuest
 
-# Behaviours are shared with tests: their asserts shall speak as those of tests do.
-pytest.register_assert_rewrite(
-    *(f"tests.contract.{name}" for name in ("protocol", "machine", "blocks", "jobs", "agents"))
-)
+pytest.register_assert_rewrite(*BEHAVIOUR_MODULES)
 
 QEMU = "qemu-system-x86_64"
 _TOOL = (sys.executable, "-m", "vzdump_qemu")

@@ -10,8 +10,10 @@ in the engine and the adapters. Source: architecture, sections 2 and 8.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
+from functools import cached_property
 
 from vzdump_qemu.disk_ports import DiskOrigin, DiskReader
 from vzdump_qemu.engine.batch import back_up_all
@@ -19,9 +21,12 @@ from vzdump_qemu.engine.context import EnginePorts, RunResult
 from vzdump_qemu.engine.recovery import recover_all
 from vzdump_qemu.errors import ConfigError, VmLocked
 from vzdump_qemu.events import BackupMode, Emit, Event, Warned
+from vzdump_qemu.formats.pbs import BackupRef
 from vzdump_qemu.node import opening
 from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.node.socket_node import SocketNode, SocketVmOptions
+from vzdump_qemu.pbs_ports import DiskSize, PbsFinished, PbsUpload, PbsUploads
+from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.plan.options import BackupOptions, DataPathChoice
 from vzdump_qemu.ports import Clock
 from vzdump_qemu.stores.archive_directory import ArchiveDirectory
@@ -74,8 +79,12 @@ def fit_options(node: LocalNode | SocketNode, options: BackupOptions) -> BackupO
             f"there is no storage '{options.fleecing.storage_id}' without a node",
             hint="--fleecing-dir names a directory for scratch images",
         )
-    if not (options.target.dump_directory or options.target.to_stdout):
-        raise ConfigError("it was not said where the archive goes", hint="use --dumpdir DIR")
+    target = options.target
+    if not (target.dump_directory or target.to_stdout or target.pbs):
+        raise ConfigError(
+            "it was not said where the archive goes",
+            hint="use --dumpdir DIR, or --repository REPO for a backup server",
+        )
     return replace(options, data_path=DataPathChoice.PULL, log_directory=node.log_directory)
 
 
@@ -150,6 +159,7 @@ def join_ports(
         node=node,
         store=ArchiveDirectory(stdout_fd=stdout_fd, guardian=guardian),
         packer=PumpedVmaPacker(clock=clock, open_nbd=lambda origin: _open_nbd(origin, clock)),
+        pbs=_LateUploads(clock),
         journals=FileJournals(
             node.journal_directory,
             guardian.watch if guardian else None,
@@ -157,6 +167,7 @@ def join_ports(
             boot_id=read_boot_id(),
         ),
         commands=SystemCommandRunner(),
+        hooks=SystemCommandRunner(environment={}),
         clock=clock,
         ids=SystemIds(),
         emit=emit,
@@ -165,6 +176,41 @@ def join_ports(
 
 def _ignore(_: Event) -> None:
     return
+
+
+class _LateUploads:
+    """`PbsUploads` whose client is loaded for the first backup that needs it.
+
+    Loading it takes longer than reaching a VM, which runs to files should not wait for.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def check(self, target: PbsTarget) -> None:
+        """As the port says."""
+        await self._client.check(target)
+
+    async def connect(self, target: PbsTarget, backup: BackupRef) -> PbsUpload:
+        """As the port says."""
+        return await self._client.connect(target, backup)
+
+    async def prove(
+        self,
+        target: PbsTarget,
+        backup: BackupRef,
+        disks: Sequence[DiskSize],
+        config_names: Sequence[str],
+    ) -> PbsFinished:
+        """As the port says."""
+        return await self._client.prove(target, backup, disks, config_names)
+
+    @cached_property
+    def _client(self) -> PbsUploads:
+        from vzdump_qemu.stores.pbs.uploads import ClientUploads
+
+        clock = self._clock
+        return ClientUploads(clock=clock, open_nbd=lambda origin: _open_nbd(origin, clock))
 
 
 def _open_nbd(origin: DiskOrigin, clock: Clock) -> DiskReader:

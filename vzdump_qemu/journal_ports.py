@@ -82,8 +82,9 @@ class Reversal:
     """One act that puts something back; idempotent.
 
     Attributes:
-        names: what it is about: the job's target, a descriptor name, node names, volume ids or
-            a path, by kind; empty where the VM itself is meant. RELEASE_DISK: number of the
+        names: what it is about: a descriptor name, node names, volume ids or a path, by kind;
+            empty where the VM itself is meant. CANCEL_JOB: the job's target, and what else tells
+            it from others; RELEASE_DISK: number of the
             disk, QOM path of its device, its own node; STOP_NBD: socket path, then export ids;
             DROP_BITMAPS: the bitmaps' name, then the nodes.
     """

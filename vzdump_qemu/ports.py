@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from vzdump_qemu.disk_ports import DiskOrigin, TransferProgress
 from vzdump_qemu.errors import BackupError
+from vzdump_qemu.pbs_target import PbsTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +179,10 @@ class Storages(Protocol):
 
     async def backup_directory(self, storage_id: str) -> str:
         """Activate a file storage and return its dump directory. Raises StorageError."""
+        ...
+
+    async def backup_server(self, storage_id: str) -> PbsTarget | None:
+        """The server of a storage of type ``pbs``; None for any other. Raises StorageError."""
         ...
 
     async def allocate_fleecing(
@@ -399,17 +404,26 @@ class ArchiveStore(Protocol):
 
     async def exists(self, path: str) -> bool: ...
 
+    async def list_names(self, path: str) -> Sequence[str]:
+        """Names in a directory, in no order. Raises TargetError."""
+        ...
+
 
 class CommandRunner(Protocol):
     """Runs external programs to their end."""
 
     async def run(
-        self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
+        self,
+        argv: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> tuple[int, Sequence[str]]:
         """Return the exit status (negative: ended by that signal) and the printed lines.
 
         Args:
             pass_fds: descriptors the program keeps, under the same numbers.
+            environment: variables besides those that every program gets; the place for secrets.
 
         Cancelled: the program is ended and reaped first.
         """

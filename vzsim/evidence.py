@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from vzdump_qemu.errors import VmaError
 from vzsim.fakeqmp.disks import DiskContent
 from vzsim.faults import Fault, Kind
 from vzsim.scenario import Scenario
 from vzsim.world.restore import restore_disks
+from vzsim.world.server_rest import ServerRest
 from vzsim.world.writer import GuestMark, WriteRecord
 
 RECOVERY_PREFIX = "recovery."
@@ -46,7 +48,7 @@ class Span:
 
     def look(self, *, holds: bool, now_s: float) -> bool:
         """Take one look; True if the condition began or ended."""
-        if holds == (self.since_s is not None):
+        if holds is self.holds:
             return False
         if holds:
             self.since_s = now_s
@@ -115,6 +117,8 @@ class Rest:
     recorded_fleecing: tuple[str, ...]
     journalled: tuple[str, ...]
     stdout: bytes
+    # What the backup server holds, if there is one.
+    server: ServerRest | None = None
     # Files that a power loss would take, or a part of them.
     undurable: tuple[str, ...] = ()
 
@@ -132,6 +136,7 @@ class Evidence:
         points_in_time: disks by device id as the attempt's job fixed them.
         local_spans: all local times that the node's clock showed while the tool lived.
         older: archives that were there before, by path.
+        older_marks: backups that the server had before, by path, as `ServerRest.marks`.
     """
 
     scenario: Scenario
@@ -149,6 +154,7 @@ class Evidence:
     local_spans: tuple[tuple[datetime, datetime], ...]
     older: Mapping[str, bytes]
     secret: str
+    older_marks: Mapping[str, str] = field(default_factory=dict)
     told_good: bool | None = None
     job_at_end: str = ""
     _restored: dict[str, dict[str, DiskContent]] = field(default_factory=dict, repr=False)
@@ -163,17 +169,29 @@ class Evidence:
         return any(fault.kind in kinds for fault in self.triggered)
 
     def restore(self, path: str) -> Mapping[str, DiskContent]:
-        """Disks of an archive by device id, decoded once; standard output for an empty path.
+        """Disks by device id, of an archive (decoded once) or of a new backup at the server.
+
+        Standard output for an empty path.
 
         Raises: VmaError if it is not a whole archive.
         """
         if path not in self._restored:
+            server = self.rest.server
+            if server is not None:
+                if path in server.damaged:
+                    raise VmaError(server.damaged[path])
+                return server.disks[path]
             data = self.rest.files[path] if path else self.rest.stdout
             self._restored[path] = restore_disks(data)
         return self._restored[path]
 
     def archive_paths(self) -> list[str]:
-        """What is there to be restored: new final names, and a finished standard output."""
+        """What is there to be restored: new final names, and a finished standard output.
+
+        Where there is a server, its new final backups.
+        """
+        if (server := self.rest.server) is not None:
+            return sorted(path for path in server.marks if path not in self.older_marks)
         to_stdout = self.ending is Ending.OK and self.scenario.options.get("stdout")
         return sorted(self.new_archives()) + ([""] if to_stdout else [])
 

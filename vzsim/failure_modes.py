@@ -132,8 +132,10 @@ _DAMAGED = (
     "tests/stores/test_archive_golden.py"
     "::test_damaged_archive_gets_a_verdict_as_strict_as_the_real_tools"
 )
+_AT_SERVER = "integration/backup_server/test_distrust.py"
 _CHANGES = "tests/engine/test_change_tracking.py"
-_NOT_DONE = "tests/cli/test_vzdump_arguments.py::test_option_that_is_not_done_is_refused_by_name"
+_HOOKS = "tests/engine/test_hooks.py"
+_KEEPING = "tests/engine/test_keeping.py"
 TESTS: Mapping[int, tuple[str, ...]] = MappingProxyType(
     {
         3: (
@@ -152,14 +154,19 @@ TESTS: Mapping[int, tuple[str, ...]] = MappingProxyType(
         68: (_DAMAGED,),
         69: (_DAMAGED,),
         77: (
+            f"{_AT_SERVER}::test_77_qemu_started_anew_has_no_bitmap",
             f"{_CHANGES}::test_missing_bitmap_ends_in_a_full_read",
             f"{_CHANGES}::test_bitmap_that_cannot_be_believed_ends_in_a_full_read",
         ),
         78: (
+            f"{_AT_SERVER}::test_78_bitmap_under_our_name_of_another_kind_is_not_believed",
             f"{_CHANGES}::test_name_taken_by_another_bitmap_is_neither_believed_nor_removed",
             f"{_CHANGES}::test_name_left_by_ourselves_is_taken_over_anew",
         ),
-        79: (f"{_CHANGES}::test_failed_increment_keeps_the_changes_for_the_next",),
+        79: (
+            f"{_CHANGES}::test_failed_increment_keeps_the_changes_for_the_next",
+            f"{_AT_SERVER}::test_79_80_failed_run_loses_no_change",
+        ),
         80: (
             f"{_CHANGES}"
             "::test_increment_killed_at_any_command_loses_no_change_and_leaves_no_bitmap",
@@ -171,11 +178,24 @@ TESTS: Mapping[int, tuple[str, ...]] = MappingProxyType(
             f"{_CHANGES}::test_exchanged_disk_is_read_whole",
         ),
         82: (
+            f"{_AT_SERVER}::test_82_server_with_an_older_state_ends_in_a_full_read",
             f"{_CHANGES}::test_older_base_at_the_target_ends_in_a_full_read",
             f"{_CHANGES}::test_target_that_lost_its_backups_is_given_everything",
         ),
-        86: (_NOT_DONE,),
-        87: (_NOT_DONE,),
+        86: (
+            f"{_HOOKS}::test_hanging_script_is_ended_at_its_limit",
+            f"{_HOOKS}::test_guest_that_is_down_does_not_wait_long_for_a_hanging_script",
+            f"{_HOOKS}::test_failure_in_a_phase_of_the_run_fails_the_vm",
+            f"{_HOOKS}::test_failure_in_a_phase_that_comes_after_is_a_warning",
+            f"{_HOOKS}::test_script_without_end_of_words_fills_no_log",
+        ),
+        87: (
+            f"{_KEEPING}::test_failed_run_removes_nothing",
+            f"{_KEEPING}::test_archive_protected_meanwhile_stays",
+            f"{_KEEPING}::test_protected_renamed_and_foreign_archives_stay",
+            f"{_KEEPING}::test_archive_of_a_clock_that_was_set_back_is_not_pruned_itself",
+            f"{_KEEPING}::test_archive_that_cannot_be_removed_fails_the_vm_and_keeps_no_other",
+        ),
         94: (
             _DAMAGED,
             "tests/stores/test_archive_reading.py::test_source_zstd_cut_anywhere_is_refused",
@@ -188,13 +208,12 @@ REMARKS: Mapping[int, str] = MappingProxyType(
     {
         13: "the owner of a VM's pid file is proved by its command line",
         80: "the tracked bitmap is never cleared: a new one begins beside it",
-        86: "`--script` is refused by name",
-        87: "`--prune-backups` is refused by name: nothing is ever pruned",
+        86: "one call may take an hour, or what `--script-timeout` says",
+        87: "the archive just proved stays whatever the rule says",
     }
 )
 
 _NO_TRANSACTION = "no job is started by a transaction with a bitmap"
-_NO_SERVER = "backup servers are no target"
 REASONS: Mapping[int, str] = MappingProxyType(
     {
         29: _NO_TRANSACTION,
@@ -202,7 +221,6 @@ REASONS: Mapping[int, str] = MappingProxyType(
         40: "no job is started with a policy that stops: each fails at once",
         47: "the limit that is set stays below the one that overflows",
         49: "the room that a storage gives back is not simulated",
-        **dict.fromkeys(range(71, 77), _NO_SERVER),
         88: "restoring, not backing up",
     }
 )

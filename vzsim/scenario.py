@@ -28,6 +28,8 @@ Schema by example (every key but `name` and `about` may be left out)::
     older_names = []               # more of them, by their time: "2026_01_02-03_04_06"
     target_bytes = 0               # > 0: so much fits on the target, older archives included
     fleecing_bytes = 0             # > 0: so much fits on the storage of the fleecing images
+    earlier_runs = 0               # so many backups were made by the tool before, without faults
+    is_encrypted = false           # the storage that is a backup server has a key
     pipe_bytes = 0                 # > 0: what the pipe into the archive holds
     faults = ""                    # a fault script that belongs to the scenario itself
     expect = "ok"                  # or killed, cancelled, or a part of the error;
@@ -118,6 +120,8 @@ class Scenario:
     older_names: tuple[str, ...] = ()
     target_bytes: int = 0
     fleecing_bytes: int = 0
+    earlier_runs: int = 0
+    is_encrypted: bool = False
     pipe_bytes: int = 0
     faults: FaultScript = field(default_factory=FaultScript)
     expect: str = "ok"

@@ -7,9 +7,10 @@ healing. Running a tool in it and judging is left to `vzsim.simulation`.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vzdump_qemu.units import MIB
 from vzsim.event_log import EventLog, Lane
@@ -33,6 +34,9 @@ from vzsim.world.pipes import Descriptors
 from vzsim.world.store import CompressorRules, SimulatedStore
 from vzsim.world.writer import GuestWriter
 
+if TYPE_CHECKING:
+    from vzsim.world.backup_server import SimulatedBackupServer
+
 VMID = 100
 SECRET = "hunter2hunter2"
 _IMAGE_FOLDER = "/var/lib/vz/images"
@@ -40,6 +44,7 @@ _TPM_PATH = f"{_IMAGE_FOLDER}/{VMID}/vm-{VMID}-tpm.raw"
 _EFI_PATH = f"{_IMAGE_FOLDER}/{VMID}/vm-{VMID}-efi.raw"
 # A storage that allocates in such steps has more room than the EFI variables need.
 _EFI_VOLUME_BYTES = 4 * MIB
+_LOCK_PATIENCE_S = 600.0
 _QUIET_EVENTS = frozenset({"JOB_STATUS_CHANGE"})
 # Room for everything, should the target have been full.
 _ROOMY_BYTES = 1 << 50
@@ -113,13 +118,31 @@ class Scene:
         )
         self.node.machines[VMID] = self.machine
         self.node.configs[VMID] = self._config()
+        self.server: SimulatedBackupServer | None = None
+        if scenario.options.get("storage"):
+            self.server = self._add_server(chance.of("server").stream())
+        self._own_files = frozenset(self.files.files)
         self.older: dict[str, bytes] = {}
+        self.older_marks: dict[str, str] = {}
         self.others = Others(self, chance.of("power").stream())
 
     @property
     def tpm_path(self) -> str:
         """Where the TPM state is."""
         return _TPM_PATH
+
+    def _add_server(self, stream: random.Random) -> SimulatedBackupServer:
+        # Not every world has one, and HTTP/2 takes its time to be loaded.
+        from vzsim.pbs_client import memory_library
+        from vzsim.world.backup_server import STORAGE_ID, SimulatedBackupServer
+
+        server = SimulatedBackupServer(stream, secret=SECRET, vmid=VMID)
+        target = server.target(self.files, is_encrypted=self.scenario.is_encrypted)
+        self.node.storages.servers[STORAGE_ID] = target
+        self.machine.load_pbs_library = lambda: memory_library(
+            server, clock=self.clock, chance=stream.randbytes
+        )
+        return server
 
     def _shape(self) -> VmShape:
         scenario = self.scenario
@@ -189,13 +212,15 @@ class Scene:
 
     def look(self) -> None:
         """Notice what holds at this instant."""
-        machine, observed = self.machine, self.observed
-        state = machine.run_state
+        observed, process = self.observed, self.machine.living
+        state = None if process is None else process.control.state
         halted = state is not RunState.RUNNING
-        agent = None if halted else machine.process.agent
+        agent = None if halted or process is None else process.agent
         # A guest that stands still anyway misses nothing by being frozen, and cannot be thawed.
-        frozen = agent is not None and agent.is_frozen
-        if frozen is observed.frozen.holds and halted is observed.halted.holds:
+        frozen = agent is not None and agent.frozen_count > 0
+        # (Time and again there is nothing new: then it takes no call.)
+        was_halted = observed.halted.since_s is not None
+        if halted is was_halted and frozen is (observed.frozen.since_s is not None):
             return
         now_s = self.loop.time()
         if observed.frozen.look(holds=frozen, now_s=now_s):
@@ -218,9 +243,12 @@ class Scene:
             self.others.note_cancel(name)
 
     def _was_unlocked(self) -> bool:
-        """The tool had the VM's lock and has given it back."""
-        lock_log = self.node.lock_log
-        return bool(lock_log) and lock_log[-1].startswith("unlock")
+        """The tool had the VM's lock and gave it back, without long patience with a deaf QEMU.
+
+        Its operator has to get at such a VM; what the tool still has inside bears its own names.
+        """
+        lock_log, held_s = self.node.lock_log, self.node.lock_held_s
+        return bool(lock_log) and lock_log[-1].startswith("unlock") and held_s < _LOCK_PATIENCE_S
 
     def active_job(self) -> str:
         """The tool's own backup job, if one is active now."""
@@ -268,7 +296,11 @@ class Scene:
         is_foreign = run is not None and self.others.has_foreign_job
         others_count = int(is_foreign) + len(self.others.leaked_fds)
         return Rest(
-            files={path: bytes(file.content) for path, file in sorted(self.files.files.items())},
+            files={
+                path: bytes(file.content)
+                for path, file in sorted(self.files.files.items())
+                if path not in self._own_files
+            },
             directories=tuple(sorted(self.files.directories)),
             lock="" if lock in (self.scenario.lock, self.others.taken_lock) else lock,
             foreign_lock=lock,
@@ -288,6 +320,7 @@ class Scene:
             extra_images=tuple(sorted(set(self.host.images) - self._own_images)),
             recorded_fleecing=tuple(self.node.fleecing_records.get(VMID, ())),
             stdout=bytes(self.store.stdout),
+            server=None if self.server is None else self.server.look(self.older_marks),
             undurable=tuple(
                 path for path in sorted(self.files.files) if not self.files.is_durable(path)
             ),
@@ -298,6 +331,13 @@ class Scene:
             ),
         )
 
+    def dissolve(self) -> None:
+        """Nobody looks at this world again: all that its parts know of each other goes."""
+        for process in self.machine.booted:
+            process.dissolve()
+        for part in (self.machine, self.writer, self.others, self):
+            vars(part).clear()
+
     async def heal(self) -> None:
         """What a good operator would do: everything works again, nothing is cleaned up."""
         self.files.fault = lambda operation, path: None
@@ -306,6 +346,8 @@ class Scene:
         self.store.compressor = CompressorRules()
         self.store.stdout.clear()
         self.others.heal()
+        if self.server is not None:
+            self.server.heal(self.files)
         if self.node.lock_of(VMID):
             config = self.node.configs[VMID]
             self.node.configs[VMID] = config.partition(b"\n")[2]

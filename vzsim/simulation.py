@@ -12,14 +12,14 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vzdump_qemu.errors import BackupError, ConfigError
 from vzdump_qemu.journal_ports import Journals
 from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Node, VmaPacker
 from vzsim.checkers import Violation, judge
 from vzsim.event_log import EventLog, Lane
-from vzsim.evidence import RECOVERY_PREFIX, Ending, Evidence
+from vzsim.evidence import RECOVERY_PREFIX, Ending, Evidence, Observed
 from vzsim.fakeqmp.disks import DiskContent, content_of
 from vzsim.faults import Family, Fault, FaultScript, Kind, Plane
 from vzsim.faults.host import FaultyClock, FaultyCommands, FaultyJournals, FaultyNode
@@ -29,6 +29,9 @@ from vzsim.kernel import Chance, Deadlock, SimulatedLoop, collecting_seldom
 from vzsim.scenario import Scenario
 from vzsim.scene import SECRET, VMID, Scene
 from vzsim.world.clock import SimulatedIds
+
+if TYPE_CHECKING:
+    from vzsim.faults.pbs import FaultyServer
 
 SYSTEMS_GROUP = "vzsim.systems"
 DEFAULT_SYSTEM = "vzdump-qemu"
@@ -42,6 +45,9 @@ GUARDIAN_S = 0.1
 BOOT_S = 90.0
 # Stands before the sites of a second run on the same VM, and the lock that a run holds.
 SECOND_PREFIX = "second."
+# ... and before those of runs that were before it all.
+EARLIER_PREFIX = "earlier."
+EARLIER_PAUSE_S = 2.0
 OWN_LOCK = "backup"
 
 _T = TypeVar("_T")
@@ -52,6 +58,7 @@ class SystemPorts:
     """What a system under test gets to work with.
 
     Attributes:
+        server: reaches a backup server, if there is one in this world.
         tell: takes one line of the tool's log.
         tell_end: takes whether the backup ended well, as its operator is told; a tool that is
             cancelled after that tells no other end.
@@ -64,6 +71,7 @@ class SystemPorts:
     commands: CommandRunner
     clock: Clock
     ids: Ids
+    server: FaultyServer | None
     tell: Callable[[str], None]
     tell_end: Callable[[bool], None]
 
@@ -151,26 +159,30 @@ def _simulate(system: System, scenario: Scenario, script: FaultScript, seed: int
         except Deadlock as error:
             trial.note_crash(f"Deadlock: {error}")
         trial.end()
-        _let_go(loop)
+        is_quiet = _let_go(loop)
     finally:
         asyncio.set_event_loop(None)
         loop.close()
-    return trial.report()
+    report = trial.report()
+    if is_quiet:
+        trial.dissolve()
+    return report
 
 
-def _let_go(loop: SimulatedLoop) -> None:
-    """End what still waits, so that nothing of this run reaches the next."""
+def _let_go(loop: SimulatedLoop) -> bool:
+    """End what still waits, so that nothing of this run reaches the next; whether all of it did."""
     for _ in range(3):
         left = [task for task in asyncio.all_tasks(loop) if not task.done()]
         if not left:
-            return
+            return True
         for task in left:
             task.cancel()
 
         try:
             loop.run_until_complete(asyncio.wait(left, timeout=1.0))
         except Deadlock:
-            return
+            return False
+    return False
 
 
 class _Trial:
@@ -204,6 +216,7 @@ class _Trial:
     async def run(self) -> None:
         scene = self._scene
         await scene.begin()
+        await self._run_earlier()
         self._loop.observe(scene.look)
         await self._attempt(0)
         ended_well = self._evidences[0].ending is Ending.OK
@@ -216,8 +229,21 @@ class _Trial:
             self.plane = Plane(FaultScript(), scene.log)
             await self._attempt(1)
 
+    async def _run_earlier(self) -> None:
+        """Backups that were made before, in a world where nothing goes wrong."""
+        for _ in range(self._scenario.earlier_runs):
+            plane = Plane(FaultScript(), self._scene.log, prefix=EARLIER_PREFIX)
+            options = {"vmid": VMID, **self._scenario.options}
+            outcome = await self._system.back_up(self._ports(plane), options)
+            if outcome.error:
+                self.note_crash(f"an earlier run failed: {outcome.error}")
+            await asyncio.sleep(EARLIER_PAUSE_S)
+            self._scene.observed = Observed(writes=self._scene.writer.record)
+
     async def _attempt(self, index: int) -> None:
         scene, plane = self._scene, self.plane
+        if scene.server is not None:
+            scene.older_marks = scene.server.marks()
         scene.writer.record = type(scene.writer.record)()
         scene.observed = replace(scene.observed, writes=scene.writer.record)
         scene.host.points_in_time.clear()
@@ -257,6 +283,7 @@ class _Trial:
             points_in_time=points_in_time,
             local_spans=tuple(scene.clock.local_spans(began_s, began_s + duration_s)),
             older=dict(scene.older),
+            older_marks=dict(scene.older_marks),
             secret=SECRET,
         )
         scene.observed.public_lines += [" ".join(argv) for argv in scene.commands.calls]
@@ -355,14 +382,30 @@ class _Trial:
             commands=FaultyCommands(plane, scene.commands),
             clock=FaultyClock(plane, scene.clock),
             ids=self._ids,
+            server=self._server_of(plane),
             tell=lambda line: None if plane.is_dead else scene.tell(line),
             tell_end=lambda good: None if plane.is_dead else self._told.append(good),
         )
+
+    def _server_of(self, plane: Plane) -> FaultyServer | None:
+        scene = self._scene
+        if scene.server is None:
+            return None
+        from vzsim.faults.pbs import FaultyServer
+
+        return FaultyServer(plane, scene.server, scene.packer, scene.files)
 
     def end(self) -> None:
         """Let go of what a killed tool still holds."""
         for plane in (*self._planes, self.plane):
             plane.end()
+
+    def dissolve(self) -> None:
+        """Take the world apart once it is told: its circles would be left to the collector."""
+        self._scene.dissolve()
+        for plane in (*self._planes, self.plane):
+            vars(plane).clear()
+        vars(self).clear()
 
     def note_crash(self, text: str) -> None:
         """The simulation itself could not go on: the tool waits for what never comes."""

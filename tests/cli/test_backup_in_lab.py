@@ -103,12 +103,12 @@ def test_job_that_cannot_begin_says_why(
 
 
 def test_defaults_come_from_the_nodes_file(lab: Path, command: Run) -> None:
-    (lab / "etc/vzdump.conf").write_text("compress: gzip\nscript: /x\n")
+    (lab / "etc/vzdump.conf").write_text("compress: gzip\nmailto: me\n")
     outcome = command("--root", lab, 100)
     assert outcome.code == 0
     assert [path.suffix for path in archives(lab)] == [".gz"]
     assert outcome.err.splitlines()[0] == (
-        "WARN: ignoring 'script' of '/etc/vzdump.conf' - not supported by this version"
+        "WARN: ignoring 'mailto' of '/etc/vzdump.conf' - not supported by this version"
     )
     assert outcome.err.endswith("TASK WARNINGS: 1\n")
 

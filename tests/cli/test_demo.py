@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vzdump_qemu.cli.demo import count_differing_bytes, has_backup_command
+from vzdump_qemu.cli.demo import REAL_QEMU, SIMULATED_QEMU, choose_qemu, count_differing_bytes
 
 
 @pytest.mark.slow
@@ -37,18 +37,21 @@ def test_demo_leaves_a_folder_alone_that_is_there(tmp_path: Path) -> None:
     assert tmp_path.exists()
 
 
-@pytest.mark.parametrize(
-    ("answer", "able"),
-    [('{"return": [{"name": "backup"}]}', True), ('{"return": [{"name": "quit"}]}', False)],
-)
-def test_qemu_is_asked_whether_it_has_the_backup_command(
-    tmp_path: Path, answer: str, able: bool
+@pytest.mark.slow
+def test_installed_qemu_plays_only_if_it_can_back_up_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "qemu"
-    program.write_text(f"#!/bin/sh\ncat >/dev/null\necho '{answer}'\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert choose_qemu().simulated
+    program = tmp_path / REAL_QEMU
+    program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
-    assert has_backup_command(str(program)) is able
-    assert not has_backup_command(str(tmp_path / "missing"))
+    assert choose_qemu().simulated
+    assert "has no 'backup' command" in choose_qemu().reason
+    program.unlink()
+    program.symlink_to(Path(sys.executable).parent / SIMULATED_QEMU)
+    chosen = choose_qemu()
+    assert (chosen.binary, chosen.simulated) == (str(program), False)
 
 
 def test_differing_bytes_are_counted(tmp_path: Path) -> None:

@@ -47,6 +47,19 @@ SUMMARY = TransferSummary(
             ["INFO: transferred 34359 MB in 210 seconds (163 MB/s)"],
         ),
         (events.ArchiveCreating(archive_path="/d/a.vma"), ["INFO: creating archive '/d/a.vma'"]),
+        (
+            events.PbsBackupCreating(backup_path="vm/100/2026-01-02T02:05:12Z", storage_id="p1"),
+            ["INFO: creating pbs archive on storage 'p1'"],
+        ),
+        (
+            events.PbsBackupCreating(backup_path="vm/100/2026-01-02T02:05:12Z"),
+            ["INFO: creating Proxmox Backup Server archive 'vm/100/2026-01-02T02:05:12Z'"],
+        ),
+        (
+            events.PbsBackupPublished(backup_path="vm/1/x", size_bytes=5, sent_bytes=4),
+            ["INFO: pbs upload finished"],
+        ),
+        (events.EncryptionEnabled(has_master_key=True), []),
         (events.GuestStopping(), ["INFO: stopping vm"]),
         (events.GuestSuspending(), ["INFO: suspend vm"]),
         (events.BandwidthLimited(limit_kib_per_s=5), ["INFO: bandwidth limit: 5 KB/s"]),

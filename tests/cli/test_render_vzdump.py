@@ -8,6 +8,7 @@ from vzdump_qemu import events
 from vzdump_qemu.cli.render_vzdump import LogRenderer, render_verdict
 from vzdump_qemu.events import (
     BackupMode,
+    BitmapAction,
     Consistency,
     Event,
     FreezeSkip,
@@ -117,6 +118,33 @@ def test_log_of_a_whole_run_is_vzdumps_to_the_letter() -> None:
 
 
 EVENT_TEXTS: tuple[tuple[Event, list[str]], ...] = (
+    (
+        events.OptionIgnored(name="size"),
+        ["INFO: option 'size' is for containers and has no effect on VMs"],
+    ),
+    (events.NotesAdding(), ["INFO: adding notes to backup"]),
+    (events.BackupProtecting(), ["INFO: marking backup as protected"]),
+    (
+        events.PruneStarted(rule_text="keep-last=2"),
+        ["INFO: prune older backups with retention: keep-last=2"],
+    ),
+    (
+        events.BackupRemoving(storage_id="nas", name="a.vma", path="/d/a.vma"),
+        ["INFO: removing backup 'nas:backup/a.vma'"],
+    ),
+    (
+        events.BackupRemoving(storage_id="", name="a.vma", path="/d/a.vma"),
+        ["INFO: delete old backup '/d/a.vma'"],
+    ),
+    (
+        events.BackupRemovalFailed(name="nas:backup/a.vma", text="no"),
+        ["ERROR: error when removing backup 'nas:backup/a.vma' - no"],
+    ),
+    (events.PruneEnded(removed_count=0), ["INFO: pruned 0 backup(s)"]),
+    (
+        events.PruneEnded(removed_count=2),
+        ["INFO: pruned 2 backup(s) not covered by keep-retention policy"],
+    ),
     (events.JobEnded(failed_vmids=(102,), error=""), ["INFO: Backup job finished with errors"]),
     (
         events.JobEnded(failed_vmids=(1,), error="interrupted by signal"),
@@ -200,6 +228,31 @@ EVENT_TEXTS: tuple[tuple[Event, list[str]], ...] = (
         ),
         ["INFO: drive-scsi0: reading everything (no bitmap)"],
     ),
+    (
+        events.PbsBackupCreating(backup_path="vm/100/2026-01-02T02:05:12Z", storage_id="pbs1"),
+        ["INFO: creating Proxmox Backup Server archive 'vm/100/2026-01-02T02:05:12Z'"],
+    ),
+    (events.EncryptionEnabled(has_master_key=False), ["INFO: enabling encryption"]),
+    (
+        events.EncryptionEnabled(has_master_key=True),
+        ["INFO: enabling encryption with master key feature"],
+    ),
+    (
+        events.FastIncrementBegun(dirty_bytes=8 << 20, total_bytes=4 << 30),
+        [
+            "INFO: using fast incremental mode (dirty-bitmap), 8.0 MiB dirty of 4.0 GiB total",
+        ],
+    ),
+    (
+        events.BitmapUsed(
+            device_id="drive-virtio0",
+            action=BitmapAction.NEW,
+            size_bytes=8 << 30,
+            dirty_bytes=8 << 30,
+        ),
+        ["INFO: virtio0: dirty-bitmap status: created new"],
+    ),
+    (events.PbsBackupPublished(backup_path="vm/1/x", size_bytes=5, sent_bytes=4), []),
     (events.FleecingRemoving(volid="s:f", old=False), ["INFO: removing fleecing image 's:f'"]),
     (
         events.FleecingRemoving(volid="s:f", old=True),
@@ -263,6 +316,40 @@ EVENT_TEXTS: tuple[tuple[Event, list[str]], ...] = (
         ],
     ),
 )
+
+
+BITMAP_TEXTS = (
+    ("drive-scsi0", BitmapAction.NOT_USED, 0, "disabled (no support)"),
+    ("drive-scsi0", BitmapAction.NOT_USED_REMOVED, 0, "disabled (old bitmap cleared)"),
+    ("drive-scsi0", BitmapAction.NEW, 4 << 30, "created new"),
+    ("drive-scsi0", BitmapAction.USED, 0, "OK (drive clean)"),
+    ("drive-scsi0", BitmapAction.USED, 8 << 20, "OK (8.0 MiB of 4.0 GiB dirty)"),
+    (
+        "drive-scsi0",
+        BitmapAction.INVALID,
+        4 << 30,
+        "existing bitmap was invalid and has been cleared",
+    ),
+    (
+        "drive-scsi0",
+        BitmapAction.MISSING_RECREATED,
+        4 << 30,
+        "expected bitmap was missing and has been recreated",
+    ),
+    ("drive-tpmstate0-backup", BitmapAction.MISSING_RECREATED, 4 << 30, "created new"),
+    ("drive-scsi0", BitmapAction.UNKNOWN, 0, "unknown"),
+)
+
+
+@pytest.mark.parametrize(("device_id", "action", "dirty_bytes", "text"), BITMAP_TEXTS)
+def test_state_of_a_bitmap_renders_as_vzdumps_line(
+    device_id: str, action: BitmapAction, dirty_bytes: int, text: str
+) -> None:
+    event = events.BitmapUsed(
+        device_id=device_id, action=action, size_bytes=4 << 30, dirty_bytes=dirty_bytes
+    )
+    name = device_id.removeprefix("drive-")
+    assert render(event) == [f"INFO: {name}: dirty-bitmap status: {text}"]
 
 
 @pytest.mark.parametrize(("event", "texts"), EVENT_TEXTS, ids=lambda v: type(v).__name__)

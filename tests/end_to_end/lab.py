@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.blocking_client import BlockingClient, open_monitor
 from vzdump_qemu.node.lab import start_vm, stop_vm
 
 TOOL = (sys.executable, "-m", "vzdump_qemu")
@@ -36,37 +36,6 @@ class Ended:
     code: int
     out: str
     err: str
-
-
-class Client:
-    """A plain QMP client on a blocking socket; holds the monitor until it is closed."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(20)
-        self._socket.connect(str(path))
-        self._file = self._socket.makefile("rb")
-        self._file.readline()
-        self.ask("qmp_capabilities")
-
-    def ask(self, name: str, **arguments: Any) -> Any:
-        """The reply's value, or the error object."""
-        message = {"execute": name, "arguments": arguments}
-        self._socket.sendall(json.dumps(message).encode())
-        while True:
-            reply = json.loads(self._file.readline())
-            if "event" not in reply:
-                return reply.get("return", reply.get("error"))
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Lab:
@@ -166,8 +135,8 @@ class Lab:
     def stop(self) -> None:
         asyncio.run(stop_vm(str(self.root), VMID))
 
-    def connect(self) -> Client:
-        return Client(self.run_directory / f"{VMID}.qmp")
+    def connect(self) -> BlockingClient:
+        return open_monitor(self.run_directory / f"{VMID}.qmp")
 
     def pid(self) -> int | None:
         """Process id of the VM, or None while there is no such process."""

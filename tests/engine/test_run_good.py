@@ -165,12 +165,7 @@ def test_freeze_switched_off_in_the_configuration_is_skipped(world: World) -> No
 
 
 def test_guest_frozen_by_another_is_neither_frozen_nor_thawed(world: World) -> None:
-    def freeze(world: World) -> None:
-        agent = world.machine.process.agent
-        assert agent is not None
-        agent.frozen_count = 1
-
-    world.arrange = freeze
+    world.arrange = World.freeze_by_another
     result = world.run()
     assert result is not None and result.error is None
     assert world.told_of(events.FreezeSkipped)[0].reason is FreezeSkip.ALREADY_FROZEN

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from vzdump_qemu import events
+from vzdump_qemu.disk_ports import DiskOrigin, DiskReader
+from vzdump_qemu.engine.attachments import RunDisk
 from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import BatchResult, EnginePorts, RunResult
+from vzdump_qemu.errors import DiskReadError
 from vzdump_qemu.plan.options import BackupOptions, TargetOptions
+from vzdump_qemu.stores.pbs.uploads import ClientUploads
 from vzsim.fakeqmp.disks import DiskContent
+from vzsim.fakeqmp.pbs_port import LoadLibrary
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.schema import Dialect
 from vzsim.fakeqmp.script import GuestRules, Script
@@ -33,10 +38,15 @@ name: web
 scsi0: local:100/vm-100-disk-0.raw,size=8M
 scsi1: local:100/vm-100-disk-1.raw,size=2097664
 """
+DISKS = ("scsi0", "scsi1")
 IMAGES = {
     "/var/lib/vz/images/100/vm-100-disk-0.raw": 8 << 20,
     "/var/lib/vz/images/100/vm-100-disk-1.raw": (2 << 20) + 512,
 }
+
+
+def _open_no_disk(origin: DiskOrigin) -> DiskReader:
+    raise DiskReadError(f"no thread reads '{origin.device_id}' in virtual time")
 
 
 @dataclass
@@ -58,8 +68,10 @@ class World:
     arrange: Callable[[World], None] = lambda world: None
     meanwhile: Callable[[World], Awaitable[None]] | None = None
     cancel_on: type[events.Event] | None = None
+    load_pbs_library: LoadLibrary | None = None
     told: list[events.Event] = field(default_factory=list)
     commands: SimulatedCommands = field(default_factory=SimulatedCommands)
+    hooks: SimulatedCommands = field(default_factory=SimulatedCommands)
     qmp_log: list[str] = field(default_factory=list)
 
     node: SimulatedNode = field(init=False)
@@ -68,6 +80,7 @@ class World:
     packer: SimulatedPacker = field(init=False)
     machine: SimulatedMachine = field(init=False)
     host: MachineHost = field(init=False)
+    ports: EnginePorts = field(init=False, repr=False)
     clock: SimulatedClock = field(default_factory=SimulatedClock)
     journals: SimulatedJournals = field(default_factory=SimulatedJournals)
 
@@ -98,6 +111,7 @@ class World:
         )
         self.packer = SimulatedPacker(self.host.sockets, images)
         self.machine = SimulatedMachine(shape, self.host)
+        self.machine.load_pbs_library = self.load_pbs_library
         self.node.machines[100] = self.machine
         self.node.configs[100] = self.config.encode()
         if self.state is not None:
@@ -126,20 +140,55 @@ class World:
         """As a signal to the tool does."""
         self._task.cancel()
 
-    async def _main(self) -> BatchResult | None:
-        self._build()
-        await asyncio.sleep(1)  # the guest and its agent are up
-        ports = EnginePorts(
+    def freeze_by_another(self) -> None:
+        """The guest's file systems are frozen, and not by the run."""
+        agent = self.machine.process.agent
+        assert agent is not None
+        agent.frozen_count = 1
+
+    def engine_ports(self) -> EnginePorts:
+        """What the engine is handed; once everything is built."""
+        return EnginePorts(
             node=self.node,
             store=self.store,
             packer=self.packer,
+            pbs=ClientUploads(clock=self.clock, open_nbd=_open_no_disk),
             journals=self.journals,
             commands=self.commands,
+            hooks=self.hooks,
             clock=self.clock,
             ids=SimulatedIds(Chance(self.seed).of("tool").stream()),
             emit=self._emit,
         )
-        self._task = asyncio.ensure_future(back_up_all(ports, self.options, [100]))
+
+    def play(self, scene: Callable[[Self], Awaitable[None]]) -> None:
+        """Let a scene of one's own, instead of a job, happen in virtual time."""
+
+        async def played() -> None:
+            await self._begin()
+            await scene(self)
+
+        run_simulated(played())
+
+    async def _begin(self) -> None:
+        self._build()
+        await asyncio.sleep(1)  # the guest and its agent are up
+        self.ports = self.engine_ports()
+
+    async def run_disks(self) -> list[RunDisk]:
+        """All disks of the VM, as a run knows them."""
+        return [
+            RunDisk(
+                key=key,
+                device_id=f"drive-{key}",
+                facts=await self.node.storages.describe(f"local:100/vm-100-disk-{index}.raw"),
+            )
+            for index, key in enumerate(DISKS)
+        ]
+
+    async def _main(self) -> BatchResult | None:
+        await self._begin()
+        self._task = asyncio.ensure_future(back_up_all(self.ports, self.options, [100]))
         others = []
         if self.meanwhile is not None:
             others.append(asyncio.ensure_future(self.meanwhile(self)))

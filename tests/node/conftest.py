@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.sockets import short_place
 from vzdump_qemu.node.bridge import PveBridge
 
 
 @pytest.fixture
 def short_directory() -> Iterator[Path]:
     """Short enough for sockets below it whatever the test is called."""
-    directory = Path(tempfile.mkdtemp(prefix="vzn"))
-    yield directory
-    shutil.rmtree(directory)
+    with short_place() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -40,12 +39,3 @@ async def bridge(stub_calls: Callable[[], list[Any]]) -> AsyncIterator[PveBridge
     client = PveBridge(("perl", f"-I{stubs}"))
     yield client
     await client.close()
-
-
-@pytest.fixture
-def qemu_binary() -> str:
-    """Path of a real QEMU; the test is skipped, with the reason, where there is none."""
-    path = shutil.which("qemu-system-x86_64")
-    if path is None:
-        pytest.skip("qemu-system-x86_64 is not installed")
-    return path

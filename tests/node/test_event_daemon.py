@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from tests.sockets import busy_listener
 from vzdump_qemu.errors import PowerError
 from vzdump_qemu.node.event_daemon import hold_event_daemon
 
@@ -46,22 +47,8 @@ async def test_event_daemon_dead_is_a_power_error(short_directory):
 
 async def test_event_daemon_busy_is_a_power_error_after_five_retries(short_directory):
     path = str(short_directory / "qmeventd.sock")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(0)
-        waiting = []
-        while True:
-            client = socket.socket(socket.AF_UNIX)
-            waiting.append(client)
-            client.setblocking(False)
-            try:
-                client.connect(path)
-            except BlockingIOError:
-                break
-        with pytest.raises(PowerError) as caught:
-            async with hold_event_daemon(path, vmid=100):
-                pass
-        for client in waiting:
-            client.close()
+    with busy_listener(path), pytest.raises(PowerError) as caught:
+        async with hold_event_daemon(path, vmid=100):
+            pass
     text = "unable to connect to qmeventd socket (vmid: 100) - timeout after 5 retries"
     assert str(caught.value) == text

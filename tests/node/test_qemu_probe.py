@@ -25,6 +25,10 @@ async def test_patched_program_is_told_by_its_commands() -> None:
     assert await _ask(STAND_IN) is True
 
 
+async def test_stock_program_is_told_by_its_commands(qemu_binary: str) -> None:
+    assert await _ask(qemu_binary) is False
+
+
 async def test_program_that_is_missing_tells_nothing() -> None:
     assert await _ask("/nowhere/qemu") is None
 

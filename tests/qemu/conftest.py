@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import socket
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.sockets import busy_listener, short_place
 from vzdump_qemu.qemu.request_ids import RequestIds
 
 GREETING = {
@@ -60,9 +58,8 @@ Script = Callable[[Peer], Awaitable[None]]
 @pytest.fixture
 def socket_directory() -> Iterator[Path]:
     """Short enough for a socket's address whatever the test is called."""
-    directory = Path(tempfile.mkdtemp(prefix="vzq"))
-    yield directory
-    shutil.rmtree(directory)
+    with short_place() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -105,32 +102,10 @@ async def serve(socket_directory: Path) -> AsyncIterator[Callable[[Script], Awai
 def busy_socket(socket_directory: Path) -> Iterator[str]:
     """A listener that never accepts and whose queue is full."""
     path = str(socket_directory / "busy.sock")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(0)
-        waiting = []
-        while True:
-            client = socket.socket(socket.AF_UNIX)
-            waiting.append(client)
-            client.setblocking(False)
-            try:
-                client.connect(path)
-            except BlockingIOError:
-                break
+    with busy_listener(path):
         yield path
-        for client in waiting:
-            client.close()
 
 
 @pytest.fixture
 def request_ids() -> RequestIds:
     return RequestIds(4242)
-
-
-@pytest.fixture
-def qemu_binary() -> str:
-    """Path of a real QEMU; the test is skipped, with the reason, where there is none."""
-    path = shutil.which("qemu-system-x86_64")
-    if path is None:
-        pytest.skip("qemu-system-x86_64 is not installed")
-    return path

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.blocking_client import BlockingClient, open_monitor
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,38 +22,15 @@ _MIB = 1 << 20
 _SIZE_BYTES = 4 * _MIB
 
 
-class _Client:
-    """A plain QMP client."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(20)
-        self._socket.connect(str(path))
-        self._file = self._socket.makefile("rb")
-        self._file.readline()
-        self.ask("qmp_capabilities", {})
-
-    def ask(self, name: str, arguments: dict[str, Any]) -> Any:
-        self._socket.sendall(json.dumps({"execute": name, "arguments": arguments}).encode())
-        while True:
-            reply = json.loads(self._file.readline())
-            if "event" not in reply:
-                return reply.get("return", reply.get("error"))
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
-
-
 class _World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.content = random.Random(1).randbytes(_MIB) + bytes(_SIZE_BYTES - _MIB)
         (root / "disk.raw").write_bytes(self.content)
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.clients: list[_Client] = []
+        self.clients: list[BlockingClient] = []
 
-    def start(self, module: str, *arguments: str) -> _Client:
+    def start(self, module: str, *arguments: str) -> BlockingClient:
         dashes = "--" if "daemon" in module else "-"
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments, f"{dashes}pidfile", "pid"],
@@ -62,7 +39,7 @@ class _World:
         self.processes.append(process)
         while not (self.root / "pid").exists():
             assert process.poll() is None
-        client = _Client(self.root / "qmp")
+        client = open_monitor(self.root / "qmp")
         self.clients.append(client)
         return client
 
@@ -107,20 +84,20 @@ def test_export_of_fleecing_image_while_guest_writes_is_the_point_in_time(world:
     )
     fleece = {"driver": "file", "filename": f"{root}/fleece.qcow2"}
     overlay = {"driver": "qcow2", "node-name": "f0", "file": fleece, "backing": "d0"}
-    assert client.ask("blockdev-add", overlay) == {}
+    assert client.ask("blockdev-add", **overlay) == {}
     job = {"device": "d0", "target": "f0", "sync": "none", "job-id": "j0"}
     actions = [
         {"type": "block-dirty-bitmap-add", "data": {"node": "d0", "name": "inc"}},
         {"type": "blockdev-backup", "data": job},
     ]
-    assert client.ask("transaction", {"actions": actions}) == {}
+    assert client.ask("transaction", actions=actions) == {}
     address = {"type": "unix", "data": {"path": f"{root}/nbd"}}
-    assert client.ask("nbd-server-start", {"addr": address}) == {}
+    assert client.ask("nbd-server-start", addr=address) == {}
     bitmap = {"node": "d0", "name": "inc"}
     export = {"type": "nbd", "id": "e", "node-name": "f0", "name": "d", "bitmaps": [bitmap]}
-    assert client.ask("block-export-add", export) == {}
+    assert client.ask("block-export-add", **export) == {}
     write = 'qemu-io -d /machine/peripheral/scsi0 "write -P 0x77 1000k 100k"'
-    assert client.ask("human-monitor-command", {"command-line": write}) == ""
+    assert client.ask("human-monitor-command", **{"command-line": write}) == ""
 
     assert world.read("d") == world.content
     now = (root / "disk.raw").read_bytes()
@@ -137,10 +114,10 @@ def test_export_of_fleecing_image_while_guest_writes_is_the_point_in_time(world:
     assert [(each["start"], each["data"]) for each in found] == [
         (0, True), (15 * 65536, False), (18 * 65536, True),
     ]  # fmt: skip
-    assert client.ask("block-export-del", {"id": "e"}) == {}
-    assert client.ask("nbd-server-stop", {}) == {}
-    assert client.ask("block-job-cancel", {"device": "j0"}) == {}
-    assert client.ask("blockdev-del", {"node-name": "f0"}) == {}
+    assert client.ask("block-export-del", id="e") == {}
+    assert client.ask("nbd-server-stop") == {}
+    assert client.ask("block-job-cancel", device="j0") == {}
+    assert client.ask("blockdev-del", **{"node-name": "f0"}) == {}
 
 
 def test_storage_daemon_exports_a_qcow2_disk_until_it_quits(world: _World) -> None:
@@ -157,8 +134,8 @@ def test_storage_daemon_exports_a_qcow2_disk_until_it_quits(world: _World) -> No
         *("--export", "type=nbd,id=e,node-name=d,name=d,writable=off"),
     )
     assert world.read("d") == world.content
-    assert client.ask("query-status", {})["class"] == "CommandNotFound"
-    assert client.ask("quit", {}) == {}
+    assert client.ask("query-status")["class"] == "CommandNotFound"
+    assert client.ask("quit") == {}
     assert world.processes[0].wait(20) == 0
     assert not (root / "nbd").exists()
 
@@ -177,7 +154,7 @@ def test_storage_daemon_shows_the_bitmap_stored_in_an_image(world: _World) -> No
         *("--blockdev", f"driver=file,node-name=f,filename={image},read-only=on"),
         *("--blockdev", "driver=qcow2,node-name=d,file=f,read-only=on"),
     )
-    node = client.ask("query-named-block-nodes", {})[0]
+    node = client.ask("query-named-block-nodes")[0]
     assert node["dirty-bitmaps"] == [
         {
             "name": "daily",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,44 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.blocking_client import BlockingClient
 from vzdump_qemu.formats.vma import DataRead, HeaderRead, VmaReader
 
 pytestmark = pytest.mark.slow
 _MIB = 1 << 20
 _PROGRAM = str(Path(sys.executable).parent / "vzsim-qemu")
-
-
-class _Client:
-    """A plain QMP or agent client on a blocking socket."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(20)
-        self._socket.connect(str(path))
-        self._file = self._socket.makefile("rb")
-        self.events: list[str] = []
-
-    def line(self) -> bytes:
-        return self._file.readline()
-
-    def negotiate(self) -> None:
-        assert self.line().endswith(b"}\r\n")
-        self.ask("qmp_capabilities")
-
-    def ask(self, name: str, fds: tuple[int, ...] = (), **arguments: Any) -> Any:
-        given = {key.replace("_", "-"): value for key, value in arguments.items()}
-        message = json.dumps({"execute": name, "arguments": given, "id": 1}).encode()
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._socket.sendmsg([message], rights)
-        while True:
-            reply = json.loads(self.line().lstrip(b"\xff"))
-            if "event" not in reply:
-                return reply.get("return", reply.get("error"))
-            self.events.append(reply["event"])
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
 
 
 class _Launched:
@@ -141,7 +107,7 @@ def test_daemon_is_recognisable_and_leaves_nothing_on_sigterm(launched: _Launche
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     assert words[0].rsplit(b"/", 1)[-1].startswith(b"qemu-")
     assert words[words.index(b"-pidfile") + 1].decode() == str(launched.pid_file)
-    client = _Client(launched.root / "qmp")
+    client = BlockingClient(launched.root / "qmp")
     client.negotiate()
     os.kill(pid, signal.SIGTERM)
     assert json.loads(client.line())["event"] == "SHUTDOWN"
@@ -155,7 +121,7 @@ def test_backup_over_descriptor_with_writing_guest_equals_disks_at_the_start(
     launched: _Launched,
 ) -> None:
     launched.start()
-    client, agent = _Client(launched.root / "qmp"), _Client(launched.root / "agent")
+    client, agent = BlockingClient(launched.root / "qmp"), BlockingClient(launched.root / "agent")
     client.negotiate()
     assert agent.ask("guest-sync-delimited", id=3) == 3
     assert agent.ask("guest-fsfreeze-freeze") == 1
@@ -198,7 +164,7 @@ def test_backup_over_descriptor_with_writing_guest_equals_disks_at_the_start(
 
 def test_cancel_with_stalled_pipe_waits_for_the_reader(launched: _Launched) -> None:
     launched.start()
-    client = _Client(launched.root / "qmp")
+    client = BlockingClient(launched.root / "qmp")
     client.negotiate()
     read_fd, write_fd = os.pipe()
     client.ask("getfd", (write_fd,), fdname="backup")
@@ -220,7 +186,7 @@ def test_cancel_with_stalled_pipe_waits_for_the_reader(launched: _Launched) -> N
     client.ask("quit")
 
 
-def _wait_until_done(client: _Client) -> dict[str, Any]:
+def _wait_until_done(client: BlockingClient) -> dict[str, Any]:
     while True:
         state: dict[str, Any] = client.ask("query-backup")
         if state["status"] != "active":
@@ -229,7 +195,7 @@ def _wait_until_done(client: _Client) -> dict[str, Any]:
 
 def test_backup_to_path_command_and_fifo(launched: _Launched) -> None:
     launched.start()
-    client, root = _Client(launched.root / "qmp"), launched.root
+    client, root = BlockingClient(launched.root / "qmp"), launched.root
     client.negotiate()
     fifo = root / "fifo"
     os.mkfifo(fifo)
@@ -252,9 +218,9 @@ def test_backup_to_path_command_and_fifo(launched: _Launched) -> None:
 
 def test_second_client_is_served_when_the_first_leaves(launched: _Launched) -> None:
     launched.start()
-    first = _Client(launched.root / "qmp")
+    first = BlockingClient(launched.root / "qmp")
     first.negotiate()
-    second = _Client(launched.root / "qmp")
+    second = BlockingClient(launched.root / "qmp")
     assert first.ask("query-status")["status"] == "running"
     first.close()
     second.negotiate()
@@ -263,7 +229,7 @@ def test_second_client_is_served_when_the_first_leaves(launched: _Launched) -> N
 
 def test_device_named_twice_kills_the_process(launched: _Launched) -> None:
     launched.start()
-    client, pid = _Client(launched.root / "qmp"), launched.pid
+    client, pid = BlockingClient(launched.root / "qmp"), launched.pid
     client.negotiate()
     path = launched.root / "never.vma"
     client._socket.sendall(
@@ -312,7 +278,7 @@ def test_serve_runs_a_machine_for_any_client(tmp_path: Path) -> None:
     try:
         while not (tmp_path / "q").exists():
             assert process.poll() is None
-        client = _Client(tmp_path / "q")
+        client = BlockingClient(tmp_path / "q")
         client.negotiate()
         assert client.ask("query-block")[0]["inserted"]["image"]["virtual-size"] == 64 * _MIB
         assert client.ask("backup")["class"] == "CommandNotFound"

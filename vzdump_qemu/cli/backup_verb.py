@@ -21,7 +21,7 @@ EXIT_FAILED = 255
 
 # What belongs to a VM known by its sockets, and what to VMs of a node alone.
 _SOCKET_NAMES = ("agent", "name", "vmid", "exclude-disk", "fleecing-dir", "state-dir")
-_NODE_NAMES = ("root", "all", "exclude", "storage", "fleecing")
+_NODE_NAMES = ("root", "all", "exclude", "pool", "node", "storage", "fleecing")
 
 
 class BackupCommand(click.Command):
@@ -77,17 +77,20 @@ def _read_request(
     for name in _SOCKET_NAMES:
         if name in given:
             raise click.UsageError(f"{name}: needs option 'qmp'")
+    _check_texts(given)
     excluded = parse_vmids(given.get("exclude", ()))
     if excluded:
         given["exclude"] = ",".join(str(vmid) for vmid in excluded)
-    all_vms = bool(given.get("all")) or bool(excluded)
+    pool = given.get("pool", "")
+    all_vms = not pool and (bool(given.get("all")) or bool(excluded))
     named = parse_vmids(vmids)
-    if vmids and all_vms:
-        option = "all" if given.get("all") else "exclude"
-        raise click.UsageError(f"{option}: option conflicts with option 'vmid'")
-    if not vmids and not all_vms:
+    if vmids:
+        for name in ("all", "exclude", "pool"):
+            if given.get(name):
+                raise click.UsageError(f"{name}: option conflicts with option 'vmid'")
+    if not (vmids or all_vms or pool):
         raise click.UsageError("vmid: property is missing")
-    if given.get("stdout") and not all_vms and len(named) != 1:
+    if given.get("stdout") and vmids and len(named) != 1:
         raise click.UsageError("you can only backup a single VM with option --stdout")
     return Request(
         root=given.get("root") or "/",
@@ -95,12 +98,30 @@ def _read_request(
         named_vmids=named,
         all_vms=all_vms,
         excluded_vmids=excluded,
+        pool=pool,
     )
+
+
+def _check_texts(given: Mapping[str, Any]) -> None:
+    """Refuse what vzdump's schema does not allow, before anything is done."""
+    from vzdump_qemu.errors import ConfigError
+    from vzdump_qemu.formats.vzdump_conf import check_option
+    from vzdump_qemu.plan.notes import check_notes_template
+
+    try:
+        for name in ("prune-backups", "notes-template", "job-id"):
+            if name in given:
+                check_option(name, given[name])
+        name = "notes-template"
+        check_notes_template(given.get(name, ""))
+    except ConfigError as error:
+        raise click.UsageError(f"{name}: {error}") from error
 
 
 def _read_socket_request(vmids: tuple[str, ...], given: dict[str, Any]) -> Request:
     from vzdump_qemu.node.socket_node import SocketVmOptions
 
+    _check_texts(given)
     if vmids:
         raise click.UsageError("qmp: one VM, known by its socket; --vmid gives it a number")
     for name in _NODE_NAMES:

@@ -6,6 +6,7 @@ that an operator would type, run as a process of its own. Behind ``make demo``.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -20,7 +21,10 @@ import click
 
 from vzdump_qemu.errors import BackupError
 from vzdump_qemu.node.layout import NodeLayout
+from vzdump_qemu.node.qemu_probe import has_backup_command
+from vzdump_qemu.qemu.request_ids import RequestIds
 from vzdump_qemu.qemu.unix_socket import SOCKET_PATH_BYTES_MAX
+from vzdump_qemu.stores.commands import SystemCommandRunner
 from vzdump_qemu.units import MIB
 
 REAL_QEMU = "qemu-system-x86_64"
@@ -30,7 +34,6 @@ _RESTORED_VMID = 101
 VMID_MAX = 999_999_999
 # One even disk, and one whose last cluster is cut short within a file system block.
 _DISKS = {"scsi0": 48 * MIB, "scsi1": 20 * MIB + 512}
-_PROBE_TIMEOUT_S = 20.0
 # Slow enough that many guest writes fall into the backup.
 _GUEST_SCRIPT = """\
 [backup]
@@ -58,30 +61,19 @@ def choose_qemu() -> QemuChoice:
     path = shutil.which(REAL_QEMU)
     if path is None:
         reason = f"no {REAL_QEMU} is installed"
-    elif not has_backup_command(path):
+    elif not asyncio.run(_has_backup_command(path)):
         reason = f"{path} has no 'backup' command, which only Proxmox's build of QEMU has"
     else:
         return QemuChoice(binary=path, simulated=False, reason="it has the 'backup' command")
     return QemuChoice(binary=SIMULATED_QEMU, simulated=True, reason=reason)
 
 
-def has_backup_command(path: str) -> bool:
-    """Ask a QEMU for its commands, without any machine; False if it does not answer."""
-    commands = ("qmp_capabilities", "query-commands", "quit")
-    questions = "".join(json.dumps({"execute": command}) + "\n" for command in commands)
-    argv = [path, "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
-    try:
-        answered = subprocess.run(
-            argv,
-            check=False,
-            input=questions,
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_TIMEOUT_S,
+async def _has_backup_command(path: str) -> bool:
+    return bool(
+        await has_backup_command(
+            path, commands=SystemCommandRunner(), request_ids=RequestIds(os.getpid())
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return '"name": "backup"' in answered.stdout
+    )
 
 
 def run_demo(lab: Path) -> str:

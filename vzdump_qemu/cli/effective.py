@@ -23,6 +23,7 @@ from vzdump_qemu.formats.property_string import (
     parse_property_string,
 )
 from vzdump_qemu.formats.vzdump_conf import CONF_PATH, parse_vzdump_conf
+from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.plan.compression import choose_compressor
 from vzdump_qemu.plan.options import (
     BackupOptions,
@@ -33,6 +34,11 @@ from vzdump_qemu.plan.options import (
 from vzdump_qemu.units import KIB, MIB
 
 LOG_DIRECTORY = "/var/log/vzdump"
+SERVER_NAMES = frozenset(("repository", "ns", "keyfile", "master-pubkey-file", "fingerprint"))
+"""Options that say which backup server is meant."""
+
+# Which VMs are meant is said by each command line anew.
+_SELECTION_NAMES = frozenset(("all", "exclude", "pool", "node"))
 _SECONDS_PER_MINUTE = 60
 _MAX_WORKERS_MAX = 256
 _MAX_WORKERS_DEFAULT = 16
@@ -76,11 +82,15 @@ def _convert(spec: OptionSpec, value: str, warnings: list[str]) -> Any:
 
 
 def merge_options(given: Mapping[str, Any], of_file: Mapping[str, Any]) -> dict[str, Any]:
-    """Join both by option name; the command line wins, `storage` and `dumpdir` go together."""
-    merged = {name: value for name, value in of_file.items() if name not in ("all", "exclude")}
-    if "storage" in given or "dumpdir" in given:
-        merged.pop("storage", None)
-        merged.pop("dumpdir", None)
+    """Join both by option name; the command line wins, all that name a target go together."""
+    merged = {name: value for name, value in of_file.items() if name not in _SELECTION_NAMES}
+    dropped: tuple[str, ...] = ()
+    if not SERVER_NAMES.isdisjoint(given):
+        # A server compresses by itself; what the file says is meant for archives.
+        dropped = ("storage", "dumpdir", "stdout", "compress")
+    elif "storage" in given or "dumpdir" in given:
+        dropped = ("storage", "dumpdir")
+    merged = {name: value for name, value in merged.items() if name not in dropped}
     performance = {
         **_parse_performance(of_file.get("performance", "")),
         **_parse_performance(given.get("performance", "")),
@@ -93,13 +103,19 @@ def merge_options(given: Mapping[str, Any], of_file: Mapping[str, Any]) -> dict[
 
 
 def make_backup_options(
-    merged: Mapping[str, Any], *, root: str, command_line: str, cpu_count: int
+    merged: Mapping[str, Any],
+    *,
+    root: str,
+    command_line: str,
+    cpu_count: int,
+    server: PbsTarget | None = None,
 ) -> BackupOptions:
     """Turn joined options into those of the engine.
 
     Args:
         root: prefix of the node, ``/`` for this host.
         cpu_count: what thread counts are derived from.
+        server: that the command line named, or the environment where it counts.
     Raises:
         ConfigError: options that contradict each other.
     """
@@ -110,7 +126,7 @@ def make_backup_options(
         cpu_count=cpu_count,
     )
     return BackupOptions(
-        target=_make_target(merged),
+        target=_make_target(merged, server),
         mode=BackupMode(merged.get("mode", "snapshot")),
         compressor=compressor.argv,
         archive_extension=compressor.extension,
@@ -130,7 +146,10 @@ def make_backup_options(
     )
 
 
-def _make_target(merged: Mapping[str, Any]) -> TargetOptions:
+def _make_target(merged: Mapping[str, Any], server: PbsTarget | None) -> TargetOptions:
+    temp_directory = _absolute(merged.get("tmpdir", ""))
+    if server is not None:
+        return TargetOptions(pbs=server, temp_directory=temp_directory)
     storage_id, directory = merged.get("storage", ""), merged.get("dumpdir", "")
     to_stdout = bool(merged.get("stdout"))
     for name, is_given in (("stdout", to_stdout), ("dumpdir", bool(directory))):
@@ -145,8 +164,23 @@ def _make_target(merged: Mapping[str, Any]) -> TargetOptions:
         storage_id=storage_id,
         dump_directory=_absolute(directory),
         to_stdout=to_stdout,
-        temp_directory=_absolute(merged.get("tmpdir", "")),
+        temp_directory=temp_directory,
     )
+
+
+def refuse_beside_server(merged: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an option that cannot stand beside a backup server."""
+    hints = {
+        "storage": "a backup server that is a storage is named by --storage alone",
+        "dumpdir": "a backup goes to one place",
+        "stdout": "a backup goes to one place",
+        "compress": "what goes to a backup server is compressed in any case",
+    }
+    for name, hint in hints.items():
+        if merged.get(name, "0") not in ("0", "", False):
+            raise ConfigError(
+                f"cannot use options 'repository' and '{name}' at the same time", hint=hint
+            )
 
 
 def _absolute(path: str) -> str:
@@ -184,8 +218,11 @@ def rebuild_command_line(vmids: Sequence[int], given: Mapping[str, Any]) -> str:
     words = ["vzdump", *(str(vmid) for vmid in vmids)]
     for name, value in given.items():
         spec = find_option(name)
-        if spec is None or spec.own or name == "stdout":
+        if spec is None or spec.own or name in ("stdout", "job-id"):
             continue
-        text = str(int(value)) if spec.is_boolean else str(value)
-        words += [f"--{name}", shlex.quote(text)]
+        # What may be repeated comes as several texts, but for VMIDs, which were joined before.
+        several = value if isinstance(value, tuple) else (value,)
+        for one in several:
+            text = str(int(one)) if spec.is_boolean else str(one)
+            words += [f"--{name}", shlex.quote(text)]
     return " ".join(words)

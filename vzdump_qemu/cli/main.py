@@ -24,11 +24,13 @@ _DEFAULT_VERB = "backup"
 # Verb: module, attribute, help. `backup` is listed as the usage line; `demo` is for `make demo`.
 _VERBS: dict[str, tuple[str, str, str]] = {
     "backup": ("backup_verb", "backup_command", "Back up VMs (the default verb)."),
-    "list": ("archive_verbs", "list_command", "List the archives of a lab or directory."),
-    "show": ("archive_verbs", "show_command", "Show what an archive holds."),
-    "verify": ("archive_verbs", "verify_command", "Say whether an archive is whole."),
+    "list": ("list_verb", "list_command", "List the backups of a lab, directory or server."),
+    "show": ("archive_verbs", "show_command", "Show what a backup holds."),
+    "verify": ("archive_verbs", "verify_command", "Say whether a backup is whole."),
     "extract": ("archive_verbs", "extract_command", "Write disks and configurations as files."),
-    "restore": ("restore_verb", "restore_command", "Make a VM of a lab from an archive."),
+    "restore": ("restore_verb", "restore_command", "Make a VM of a lab from a backup."),
+    "prune": ("prune_verb", "prune_command", "Remove archives by a rule, or show what stays."),
+    "key": ("key_verb", "key_group", "Make and show keys that encrypt backups."),
     "recover": ("recover_verb", "recover_command", "Put back what killed backups left."),
     "lab": ("lab_verb", "lab_group", "Make and run a folder laid out like a node."),
     "demo": ("demo", "demo_command", "Back up, verify, restore and compare in a lab."),
@@ -112,7 +114,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @click.option("--version", is_flag=True, is_eager=True, callback=_show_version, expose_value=False)
 def command_line() -> None:
-    """Back up virtual machines of QEMU to VMA archives that are proved whole."""
+    """Back up virtual machines of QEMU to archives or a backup server, and prove them whole."""
 
 
 def run(arguments: Sequence[str], *, command: click.Command = command_line) -> int:

@@ -46,11 +46,22 @@ def _render_excluded(event: events.DiskExcluded) -> tuple[LogLine, ...]:
     return info(f"exclude disk '{event.key}' '{event.volid}' ({reason})")
 
 
+def _render_server(event: events.PbsBackupCreating) -> tuple[LogLine, ...]:
+    if not event.storage_id:  # servers had to be storages then
+        return LINES_OF_TODAY[events.PbsBackupCreating](event)
+    return info(f"creating pbs archive on storage '{event.storage_id}'")
+
+
 LINES_OF_2020: LineTable = {
     **LINES_OF_TODAY,
     events.BandwidthLimited: lambda e: info(f"bandwidth limit: {e.limit_kib_per_s} KB/s"),
     events.DiskExcluded: _render_excluded,
     events.ArchiveCreating: lambda e: info(f"creating archive '{e.archive_path}'"),
+    events.PbsBackupCreating: _render_server,
+    events.EncryptionEnabled: lambda _: (),
+    events.BitmapUsed: lambda _: (),
+    events.FastIncrementBegun: lambda _: (),
+    events.PbsBackupPublished: lambda _: info("pbs upload finished"),
     events.DisklessStarted: lambda _: info("starting template backup"),
     events.GuestStopping: lambda _: info("stopping vm"),
     events.GuestSuspending: lambda _: info("suspend vm"),

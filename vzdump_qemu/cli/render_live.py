@@ -91,9 +91,9 @@ class LiveScreen:
                 window = f"frozen for {event.freeze_window_s * 1000:.1f} ms"
                 self._terminal.print(Text(f"VM {self._vmid()}: {window}"))
             case events.ArchivePublished():
-                size = render_archive_size(event.size_bytes)
-                self._progress.update(self._line, completed=100, figures=size)
-                self._terminal.print(Text(event.archive_path))
+                self._show_published(event.archive_path, event.size_bytes)
+            case events.PbsBackupPublished():
+                self._show_published(event.backup_path, event.size_bytes)
             case events.RunSucceeded():
                 whole = f"done in {render_duration(event.duration_s)}"
                 self._progress.update(
@@ -101,6 +101,12 @@ class LiveScreen:
                 )
             case events.RunFailed():
                 self._progress.update(self._line, description="failed")
+
+    def _show_published(self, location: str, size_bytes: int) -> None:
+        assert self._line is not None
+        size = render_archive_size(size_bytes)
+        self._progress.update(self._line, completed=100, figures=size)
+        self._terminal.print(Text(location))
 
     def _vmid(self) -> int:
         tasks = {task.id: task for task in self._progress.tasks}

@@ -21,7 +21,7 @@ from vzdump_qemu.cli.log_line import (
     render_clock_time,
     warn,
 )
-from vzdump_qemu.events import Event, FreezeSkip, ProgressLine, TransferSummary
+from vzdump_qemu.events import BitmapAction, Event, FreezeSkip, ProgressLine, TransferSummary
 from vzdump_qemu.units import render_archive_size, render_bytes, render_duration
 
 LineTable = Mapping[type[Event], Callable[[Any], tuple[LogLine, ...]]]
@@ -115,6 +115,44 @@ def _render_increment(event: events.IncrementPlanned) -> tuple[LogLine, ...]:
     return info(f"{event.device_id}: dirty-bitmap status: OK ({changed} of {size} dirty)")
 
 
+def _render_encryption(event: events.EncryptionEnabled) -> tuple[LogLine, ...]:
+    return info(f"enabling encryption{' with master key feature' * event.has_master_key}")
+
+
+def _render_bitmap(event: events.BitmapUsed) -> tuple[LogLine, ...]:
+    name = event.device_id.removeprefix("drive-")
+    return info(f"{name}: dirty-bitmap status: {_render_action(event)}")
+
+
+def _render_action(event: events.BitmapUsed) -> str:
+    match event.action:
+        case BitmapAction.NOT_USED:
+            return "disabled (no support)"
+        case BitmapAction.NOT_USED_REMOVED:
+            return "disabled (old bitmap cleared)"
+        case BitmapAction.NEW:
+            return "created new"
+        case BitmapAction.USED if not event.dirty_bytes:
+            return "OK (drive clean)"
+        case BitmapAction.USED:
+            dirty, size = render_bytes(event.dirty_bytes), render_bytes(event.size_bytes)
+            return f"OK ({dirty} of {size} dirty)"
+        case BitmapAction.INVALID:
+            return "existing bitmap was invalid and has been cleared"
+        case BitmapAction.MISSING_RECREATED if event.device_id.startswith("drive-tpmstate"):
+            # Its node is attached for each backup anew: nothing is missing.
+            return "created new"
+        case BitmapAction.MISSING_RECREATED:
+            return "expected bitmap was missing and has been recreated"
+        case BitmapAction.UNKNOWN:
+            return "unknown"
+
+
+def _render_fast_increment(event: events.FastIncrementBegun) -> tuple[LogLine, ...]:
+    dirty, total = render_bytes(event.dirty_bytes), render_bytes(event.total_bytes)
+    return info(f"using fast incremental mode (dirty-bitmap), {dirty} dirty of {total} total")
+
+
 def _render_removal(event: events.FleecingRemoving) -> tuple[LogLine, ...]:
     old = "(old) " if event.old else ""
     return info(f"removing {old}fleecing image '{event.volid}'")
@@ -132,6 +170,9 @@ _JOB_LINES: LineTable = {
     events.Warned: lambda e: warn(e.text),
     events.UndoFailed: lambda e: error(f"unable to {e.what} - {e.text}"),
     events.UndoSucceeded: lambda e: info(f"managed to {e.what} after all"),
+    events.OptionIgnored: lambda e: info(
+        f"option '{e.name}' is for containers and has no effect on VMs"
+    ),
     events.RecoveryNotNeeded: lambda e: info(f"a backup of VM {e.vmid} is running"),
 }
 
@@ -148,6 +189,10 @@ _PREPARE_LINES: LineTable = {
     events.ConfigSectionSkipped: lambda e: info(_SECTION_TEXTS[e.kind]),
     events.ArchiveToStdout: lambda _: info("sending archive to stdout"),
     events.ArchiveCreating: lambda e: info(f"creating vzdump archive '{e.archive_path}'"),
+    events.PbsBackupCreating: lambda e: info(
+        f"creating Proxmox Backup Server archive '{e.backup_path}'"
+    ),
+    events.EncryptionEnabled: _render_encryption,
     events.DataPathChosen: _render_data_path,
     events.NoDisksFound: lambda _: info("backup contains no disks"),
     events.DisklessStarted: lambda _: info("starting diskless backup"),
@@ -191,6 +236,8 @@ _GUEST_LINES: LineTable = {
 _JOB_IN_QEMU_LINES: LineTable = {
     events.JobStartIssued: lambda _: info("starting backup via QMP command"),
     events.JobAccepted: lambda e: info(f"started backup task '{e.uuid}'"),
+    events.BitmapUsed: _render_bitmap,
+    events.FastIncrementBegun: _render_fast_increment,
     events.ProgressMade: lambda e: info(_render_progress(e.line)),
     events.ServerFinishing: lambda _: info("Waiting for server to finish backup validation..."),
     events.TransferEnded: lambda e: _render_summary(e.summary),
@@ -200,11 +247,30 @@ _JOB_IN_QEMU_LINES: LineTable = {
     ),
 }
 
+_KEEPING_LINES: LineTable = {
+    events.NotesAdding: lambda _: info("adding notes to backup"),
+    events.BackupProtecting: lambda _: info("marking backup as protected"),
+    events.PruneStarted: lambda e: info(f"prune older backups with retention: {e.rule_text}"),
+    events.BackupRemoving: lambda e: info(
+        f"removing backup '{e.storage_id}:backup/{e.name}'"
+        if e.storage_id
+        else f"delete old backup '{e.path}'"
+    ),
+    events.BackupRemovalFailed: lambda e: error(
+        f"error when removing backup '{e.name}' - {e.text}"
+    ),
+    events.PruneEnded: lambda e: info(
+        f"pruned {e.removed_count} backup(s)"
+        + " not covered by keep-retention policy" * (e.removed_count > 0)
+    ),
+}
+
 LINES_OF_TODAY: LineTable = {
     **_JOB_LINES,
     **_PREPARE_LINES,
     **_GUEST_LINES,
     **_JOB_IN_QEMU_LINES,
+    **_KEEPING_LINES,
 }
 """Texts that depend on the event alone; the four with a time of day are in `LogRenderer`."""
 

@@ -17,7 +17,8 @@ class Request:
 
     Attributes:
         given: options by name, in the order they were given.
-        named_vmids: those of the command line; empty with `all_vms`.
+        named_vmids: those of the command line; empty with `all_vms` and with a pool.
+        pool: the VMs of this resource pool are meant, or empty.
         sockets: the one VM that is meant, known by its sockets; None for VMs of a node.
     """
 
@@ -27,3 +28,4 @@ class Request:
     all_vms: bool
     excluded_vmids: tuple[int, ...]
     sockets: SocketVmOptions | None = None
+    pool: str = ""

@@ -1,8 +1,8 @@
-"""Making a VM of a folder node from an archive.
+"""Making a VM of a folder node from a stored backup.
 
 Owns the new volumes and their names, what stands in the way, and that a failure leaves neither a
 volume nor a changed configuration: the configuration is written last, in one step. How a stored
-configuration is rewritten is `restored_config`'s, reading the archive `stores.archive_reading`'s.
+configuration is rewritten is `restored_config`'s, reading the backup is left to `stores`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from vzdump_qemu.cli.lab_storages import DirectoryStorage, require_image_storage
 from vzdump_qemu.cli.restored_config import MappedDisk, NewVolume, read_map, rewrite_config
 from vzdump_qemu.errors import ConfigError, PowerError, TargetError, VmaError, VmNotFound
 from vzdump_qemu.formats.vm_config import parse_vm_config
-from vzdump_qemu.formats.vma import VmaDevice, VmaHeader
 from vzdump_qemu.node.folder_node import find_layout
 from vzdump_qemu.node.layout import NodeLayout
 from vzdump_qemu.node.locks import replace_file
-from vzdump_qemu.stores.archive_reading import restore_archive
+from vzdump_qemu.stores.stored_backup import BackupContents, StoredBackup, StoredDisk
 
 CONFIG_NAME = "qemu-server.conf"
-FIREWALL_NAME = "qemu-server.fw"
 VMID_MIN, VMID_MAX = 100, 999_999_999
 _VOLUMES_PER_VM_MAX = 1000
 
@@ -57,23 +55,23 @@ class Restored:
 
 
 def restore_vm(
-    archive_path: str, vmid: int, *, root: str, storage_id: str, force: bool
+    backup: StoredBackup, vmid: int, *, root: str, storage_id: str, force: bool
 ) -> Restored:
-    """Make a VM from an archive; all or nothing.
+    """Make a VM from a backup; all or nothing.
 
     Args:
         force: an existing VM, if it does not run, is replaced.
     Raises:
         ConfigError: the VM exists; VmLocked: it is locked; PowerError: it runs.
         StorageError, TargetError: a volume cannot be made or written.
-        VmaError: the archive is not whole, or has no configuration that fits it.
+        VmaError, PbsError: the backup is not whole, or has no configuration that fits it.
     """
     layout = find_layout(root)
     storage = require_image_storage(root, storage_id)
     with ExitStack() as undo:
         old_volids = _claim(root, vmid, force=force, undo=undo)
         files = _RestoreFiles(vmid, storage, undo)
-        restore_archive(archive_path, files.open_target, on_header=files.take_header)
+        backup.restore(files.open_target, on_contents=files.take_contents)
         restored = files.finish(layout, old_volids, must_be_new=old_volids is None)
         undo.pop_all()
     for volid in restored.removed_volids:
@@ -137,29 +135,29 @@ class _RestoreFiles:
         self._fds: list[int] = []
         undo.callback(self._close)
 
-    def take_header(self, header: VmaHeader) -> None:
-        """Check that configuration and devices fit before anything is written."""
-        configs = {config.name: config.data for config in header.configs}
+    def take_contents(self, contents: BackupContents) -> None:
+        """Check that configuration and disks fit before anything is written."""
+        configs = {config.name: config.data for config in contents.configs}
         if CONFIG_NAME not in configs:
             raise VmaError(f"archive contains no file '{CONFIG_NAME}'")
         # surrogateescape: what is not UTF-8 goes back to the file as the bytes it was.
         self._config_text = configs[CONFIG_NAME].decode("utf-8", "surrogateescape")
-        self._firewall = configs.get(FIREWALL_NAME)
-        device_ids = [device.name for device in header.devices if not device.is_vmstate]
+        self._firewall = configs.get(contents.firewall_name)
+        device_ids = [disk.name for disk in contents.disks if not disk.is_vmstate]
         self._mapped = {disk.device_id: disk for disk in read_map(self._config_text, device_ids)}
         placeholders = {
             disk.key: NewVolume(volid="x", size_bytes=1) for disk in self._mapped.values()
         }
         rewrite_config(self._config_text, placeholders)
 
-    def open_target(self, device: VmaDevice) -> int | None:
+    def open_target(self, stored: StoredDisk) -> int | None:
         """A new sparse volume for a disk; None for a RAM state, which no VM here can use."""
-        if device.is_vmstate:
+        if stored.is_vmstate:
             return None
-        disk = self._mapped[device.name]
+        disk = self._mapped[stored.name]
         try:
             fd, name = self._create_volume()
-            os.ftruncate(fd, device.size_bytes)
+            os.ftruncate(fd, stored.size_bytes)
         except OSError as error:
             raise TargetError(
                 f"unable to create a volume in '{self._directory}' - {error.strerror}"
@@ -168,7 +166,7 @@ class _RestoreFiles:
             key=disk.key,
             volid=f"{self._storage.storage_id}:{self._vmid}/{name}",
             path=os.path.join(self._directory, name),
-            size_bytes=device.size_bytes,
+            size_bytes=stored.size_bytes,
         )
         return fd
 

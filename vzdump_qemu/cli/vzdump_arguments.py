@@ -67,25 +67,28 @@ class OptionSpec:
         return self.name.replace("-", "_")
 
 
-_WHAT, _SOCKETS, _WHERE, _HOW, _LIMITS, _SHOW = (
+_WHAT, _SOCKETS, _WHERE, _SERVER, _HOW, _KEEP, _LIMITS, _SHOW, _CONTAINERS = (
     "What to back up",
     "A VM of any QEMU, known only by its sockets (instead of VMIDs)",
     "Where the archive goes",
+    "A backup server that is no storage of a node (its password: PBS_PASSWORD)",
     "How",
+    "What becomes of backups",
     "Limits",
     "What to show",
+    "Of containers alone: accepted, without effect",
 )
 _BOOLEAN = VzdumpBoolean()
 _COUNT = click.IntRange(min=0)
-_OWN_NAMES = ("root", "log-style", "output", "data-path", "fleecing-limit")
-_LIST_NAMES = ("exclude", "exclude-disk")
+_OWN_NAMES = ("root", "log-style", "output", "data-path", "fleecing-limit", "script-timeout")
+_LIST_NAMES = ("exclude", "exclude-disk", "exclude-path")
 
 
 def _spec(
     section: str, name: str, kind: click.ParamType[Any], metavar: str, text: str
 ) -> OptionSpec:
     is_list = name in _LIST_NAMES
-    own = section == _SOCKETS or name in _OWN_NAMES
+    own = section in (_SOCKETS, _SERVER) or name in _OWN_NAMES
     return OptionSpec(
         name=name,
         section=section,
@@ -107,6 +110,8 @@ OPTIONS: tuple[OptionSpec, ...] = (
     ),
     _spec(_WHAT, "all", _BOOLEAN, "BOOL", "every VM of the node."),
     _spec(_WHAT, "exclude", click.STRING, "VMIDS", "all but these; implies --all."),
+    _spec(_WHAT, "pool", click.STRING, "POOL", "the VMs of this resource pool."),
+    _spec(_WHAT, "node", click.STRING, "NODE", "do nothing unless this is the node."),
     _spec(_SOCKETS, "qmp", click.STRING, "SOCK", "its monitor: -qmp unix:SOCK,server=on,wait=off."),
     _spec(_SOCKETS, "agent", click.STRING, "SOCK", "its guest agent, for consistent file systems."),
     _spec(_SOCKETS, "name", click.STRING, "NAME", "the name or UUID that the VM must have."),
@@ -123,7 +128,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "fleecing-dir",
         click.Path(exists=True, file_okay=False),
         "DIR",
-        "for scratch images.  [default: DIR of --dumpdir]",
+        "for scratch images.  [default: DIR of --dumpdir, else of --state-dir]",
     ),
     _spec(
         _SOCKETS,
@@ -136,6 +141,29 @@ OPTIONS: tuple[OptionSpec, ...] = (
     _spec(_WHERE, "dumpdir", click.STRING, "DIR", "a directory instead of a storage."),
     _spec(_WHERE, "stdout", _BOOLEAN, "BOOL", "standard output; one VM only."),
     _spec(_WHERE, "tmpdir", click.STRING, "DIR", "for the run's own files."),
+    _spec(
+        _SERVER,
+        "repository",
+        click.STRING,
+        "REPO",
+        "[[user@realm[!token]@]host[:port]:]datastore.  [env: PBS_REPOSITORY]",
+    ),
+    _spec(_SERVER, "ns", click.STRING, "NS", "namespace, as a/b.  [default: the root]"),
+    _spec(_SERVER, "keyfile", click.STRING, "FILE", "encrypt with this key (`key create`)."),
+    _spec(
+        _SERVER,
+        "master-pubkey-file",
+        click.STRING,
+        "FILE",
+        "store the key with the backup, for the owner of this master key.",
+    ),
+    _spec(
+        _SERVER,
+        "fingerprint",
+        click.STRING,
+        "FP",
+        "of the server's certificate.  [env: PBS_FINGERPRINT]",
+    ),
     _spec(
         _HOW,
         "mode",
@@ -168,11 +196,41 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "auto, native (QEMU's own job), pull (any QEMU), offline (a VM that is off) or external "
         "(`vma create`, templates).",
     ),
+    _spec(
+        _HOW, "script", click.STRING, "PATH", "is called before, between and after: see the manual."
+    ),
+    _spec(
+        _KEEP,
+        "prune-backups",
+        click.STRING,
+        "RULE",
+        "keep-last=N,keep-daily=N,...: older ones go after a new one is proved.",
+    ),
+    _spec(
+        _KEEP, "remove", _BOOLEAN, "BOOL", "remove by that rule, else it is a limit.  [default: 1]"
+    ),
+    _spec(_KEEP, "maxfiles", click.IntRange(min=1), "N", "as keep-last=N (of older versions)."),
+    _spec(_KEEP, "protected", _BOOLEAN, "BOOL", "protect the new one from removal (storages)."),
+    _spec(
+        _KEEP,
+        "notes-template",
+        click.STRING,
+        "TEXT",
+        "with {{guestname}}, {{vmid}}, {{node}}, {{cluster}} (storages).",
+    ),
+    _spec(_KEEP, "job-id", click.STRING, "ID", "of the job that this belongs to."),
     _spec(_LIMITS, "bwlimit", _COUNT, "KIB/S", "read limit; 0: none."),
     _spec(_LIMITS, "fleecing-limit", _COUNT, "MIB", "of one scratch image in a file; 0: none."),
     _spec(_LIMITS, "ionice", click.IntRange(0, 8), "N", "I/O priority 0-8.  [default: 7]"),
     _spec(_LIMITS, "lockwait", _COUNT, "MIN", "for another job's end.  [default: 180]"),
     _spec(_LIMITS, "stopwait", _COUNT, "MIN", "for the guest's shutdown.  [default: 10]"),
+    _spec(
+        _LIMITS,
+        "script-timeout",
+        _COUNT,
+        "MIN",
+        "for one call of --script; 0: none.  [default: 60]",
+    ),
     _spec(_SHOW, "quiet", _BOOLEAN, "BOOL", "show nothing; logs are written all the same."),
     _spec(
         _SHOW,
@@ -188,29 +246,25 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "STYLE",
         "wording of the log: today's vzdump, or that of 2020.",
     ),
+    _spec(_CONTAINERS, "exclude-path", click.STRING, "PATH", "files to leave out."),
+    _spec(_CONTAINERS, "stdexcludes", _BOOLEAN, "BOOL", "leave out temporary files."),
+    _spec(
+        _CONTAINERS,
+        "pbs-change-detection-mode",
+        click.Choice(["legacy", "data", "metadata"]),
+        "MODE",
+        "how changed files are found.",
+    ),
+    _spec(_CONTAINERS, "size", click.INT, "MB", "unused for long."),
 )
 
-NOT_YET: frozenset[str] = frozenset(
-    (
-        "exclude-path",
-        "job-id",
-        "mailnotification",
-        "mailto",
-        "maxfiles",
-        "node",
-        "notes-template",
-        "notification-mode",
-        "pbs-change-detection-mode",
-        "pool",
-        "protected",
-        "prune-backups",
-        "remove",
-        "script",
-        "size",
-        "stdexcludes",
-        "stop",
-    )
+CONTAINER_NAMES: tuple[str, ...] = tuple(
+    spec.name for spec in OPTIONS if spec.section == _CONTAINERS
 )
+"""Options that mean nothing for VMs."""
+
+
+NOT_YET: frozenset[str] = frozenset(("mailnotification", "mailto", "notification-mode", "stop"))
 """Options that vzdump has and we do not: refused by name rather than ignored."""
 
 _BY_NAME = {spec.name: spec for spec in OPTIONS}

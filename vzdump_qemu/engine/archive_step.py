@@ -1,4 +1,4 @@
-"""The archive step of a run: from the stored configuration to a proved archive.
+"""The archive step of a run: from the stored configuration to a proved backup.
 
 Owns the order freeze, start, thaw, continue, watch, prove, restore the power state. Source: host
 behaviour, sections 1.9, 1.10 and 7.
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.attachments import Attachments, RunDisk
-from vzdump_qemu.engine.context import DataPath, EnginePorts
-from vzdump_qemu.engine.external_vma import ExternalVmaPath
+from vzdump_qemu.engine.backup_place import BackupContent, BackupPlace
+from vzdump_qemu.engine.context import DataPath, EnginePorts, ProvedBackup
 from vzdump_qemu.engine.freeze import FreezeWindow
 from vzdump_qemu.engine.live_path import LivePathMaker
 from vzdump_qemu.engine.offline_source import OfflineSource
 from vzdump_qemu.engine.power import PowerFound, PowerState
-from vzdump_qemu.engine.read_vma import ReadingVmaPath
+from vzdump_qemu.engine.reading_path import ReadingPath
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.engine.watch import JobWatch
 from vzdump_qemu.errors import (
@@ -33,20 +33,20 @@ from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.plan.assemble import MapEntry, assemble_config
 from vzdump_qemu.plan.names import RunNames
 from vzdump_qemu.plan.options import BackupOptions, DataPathChoice
-from vzdump_qemu.ports import ArchiveTarget, Machine, VmaIntake, VmaProof
+from vzdump_qemu.ports import Machine
 
 CONFIG_NAME = "qemu-server.conf"
-FIREWALL_NAME = "qemu-server.fw"
 
 
 @dataclass(slots=True, kw_only=True)
 class ArchiveStep:
-    """One run's archive up to its name; `execute` after `make_temp_directory` and `assemble`."""
+    """One run's backup up to its name; `execute` after `make_temp_directory` and `assemble`."""
 
     ports: EnginePorts
     options: BackupOptions
     machine: Machine
     names: RunNames
+    place: BackupPlace
     undo: UndoStack
     config: VmConfig
     disks: tuple[RunDisk, ...]
@@ -98,7 +98,7 @@ class ArchiveStep:
         configs = [ConfigBlob(name=CONFIG_NAME, data=assembled.data)]
         firewall = await self.ports.node.read_firewall(self.machine.vmid)
         if firewall is not None:
-            configs.append(ConfigBlob(name=FIREWALL_NAME, data=firewall))
+            configs.append(ConfigBlob(name=self.place.firewall_name, data=firewall))
         for config in configs:
             await self.ports.store.write_file(self._path_of(config), config.data)
         self._configs = tuple(configs)
@@ -106,26 +106,26 @@ class ArchiveStep:
     def _path_of(self, config: ConfigBlob) -> str:
         return f"{self.names.temp_directory}/{config.name}"
 
-    async def execute(self) -> VmaIntake:
-        """Make and prove the archive; what is returned is ready to be published."""
+    async def execute(self) -> ProvedBackup:
+        """Make and prove the backup; what is returned is ready to be published."""
         is_external = self.config.template and self.options.data_path is DataPathChoice.EXTERNAL
         if not self.disks or is_external:
-            proof, intake = await self._run_external()
-        elif await self._is_offline():
-            proof, intake = await self._run_offline()
-        else:
-            await self.power.ensure_qemu(self.undo)
-            await self._hold_alive()
-            proof, intake = await self._run_job()
-            await self.power.restore()
-        self.ports.emit(
-            events.ArchiveProved(
-                stream_bytes=proof.stream_bytes,
-                vma_cluster_count=proof.vma_cluster_count,
-                stored_bytes=proof.stored_bytes,
-            )
+            return await self._run_external()
+        if await self._is_offline():
+            return await self._run_offline()
+        await self.power.ensure_qemu(self.undo)
+        await self._hold_alive()
+        backup = await self._run_job()
+        await self.power.restore()
+        return backup
+
+    @property
+    def _content(self) -> BackupContent:
+        return BackupContent(
+            disks=self.disks,
+            configs=self._configs,
+            config_paths=tuple(self._path_of(config) for config in self._configs),
         )
-        return intake
 
     async def _is_offline(self) -> bool:
         """Whether the disks are read without a QEMU; a guest that was on is not kept off for it."""
@@ -142,16 +142,13 @@ class ArchiveStep:
         self.ports.emit(events.DataPathChosen(name=name, reason=reason))
         return True
 
-    async def _run_offline(self) -> tuple[VmaProof, VmaIntake]:
+    async def _run_offline(self) -> ProvedBackup:
         if self.config.fleecing_images:
             await self.attachments.remove_left_over_fleecing(self.config.fleecing_images)
-        path = ReadingVmaPath(
+        path = ReadingPath(
             self.ports,
-            OfflineSource(self.ports, self.machine, self.disks),
-            self._target(),
-            configs=self._configs,
-            device_ids=tuple(disk.device_id for disk in self.disks),
-            rate_limit_bytes_per_s=self.options.rate_limit_bytes_per_s,
+            lambda _: OfflineSource(self.ports, self.machine, self.disks),
+            self.place.make_side(self._content),
         )
         return await self._carry_out(path, has_qemu=False)
 
@@ -164,41 +161,27 @@ class ArchiveStep:
         except PowerError as error:
             self.ports.emit(events.Warned(text=str(error)))
 
-    def _target(self) -> ArchiveTarget:
-        return ArchiveTarget(
-            final_path=self.names.final_path,
-            temp_path=self.names.temp_path,
-            compressor=self.options.compressor,
-        )
-
-    async def _run_external(self) -> tuple[VmaProof, VmaIntake]:
+    async def _run_external(self) -> ProvedBackup:
         if self.disks:
             self.ports.emit(events.TemplateStarted())
         else:
             self.ports.emit(events.NoDisksFound())
             self.ports.emit(events.DisklessStarted())
-        path = ExternalVmaPath(self.ports, self._target())
-        config_paths = [self._path_of(config) for config in self._configs]
-        proof = await path.run(config_paths, self._configs, self.disks, self.undo)
-        return proof, path.intake
+        return await self.place.run_external(self._content, self.undo)
 
-    async def _run_job(self) -> tuple[VmaProof, VmaIntake]:
+    async def _run_job(self) -> ProvedBackup:
         path = await LivePathMaker(
             ports=self.ports,
             options=self.options,
             machine=self.machine,
             config=self.config,
-            disks=self.disks,
             attachments=self.attachments,
-            configs=self._configs,
-            config_paths=tuple(self._path_of(config) for config in self._configs),
-            target=self._target(),
+            place=self.place,
+            content=self._content,
         ).make(self.undo)
         return await self._carry_out(path)
 
-    async def _carry_out(
-        self, path: DataPath, *, has_qemu: bool = True
-    ) -> tuple[VmaProof, VmaIntake]:
+    async def _carry_out(self, path: DataPath, *, has_qemu: bool = True) -> ProvedBackup:
         try:
             await path.prepare(self.undo)
             if has_qemu:
@@ -209,7 +192,7 @@ class ArchiveStep:
                 self.ports.emit(events.JobAccepted(uuid=await path.start()))
                 await path.started()
             await JobWatch(self.ports, self.machine, path).until_done()
-            return await path.finish(), path.intake
+            return await path.finish()
         except BackupError as error:
             self.ports.emit(events.JobAborting(text=str(error)))
             raise

@@ -109,6 +109,11 @@ class ChangeTracking:
         self._begun: tuple[PullDisk, ...] = ()
         self._handle: UndoHandle | None = None
         self.plans: tuple[IncrementalPlan, ...] = ()
+        self._refusals: dict[str, str] = {}
+
+    def refuse(self, device_id: str, reason: str) -> None:
+        """The target cannot build upon what it holds of this disk, whatever its bitmap says."""
+        self._refusals[device_id] = reason
 
     async def begin(self, disks: Sequence[PullDisk], undo: UndoStack) -> None:
         """Count the changes from here on; a QEMU that cannot costs the next backup, not this."""
@@ -196,6 +201,9 @@ class ChangeTracking:
         """Why the bitmap of a disk cannot be believed; empty if it can."""
         if not self._request.base_id:
             return self._request.refusal or NO_BASE
+        refusal = self._refusals.get(found.disk.device_id, "")
+        if refusal:
+            return refusal
         bitmaps = await _bitmaps_of(qmp, found.node_name)
         kept = bitmaps.get(self._kept_name(found))
         if kept is not None:

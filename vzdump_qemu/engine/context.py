@@ -15,6 +15,7 @@ from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError
 from vzdump_qemu.events import Consistency, Emit
 from vzdump_qemu.journal_ports import Journals
+from vzdump_qemu.pbs_ports import PbsUploads
 from vzdump_qemu.ports import (
     ArchiveStore,
     Clock,
@@ -22,21 +23,25 @@ from vzdump_qemu.ports import (
     Ids,
     JobProgress,
     Node,
-    VmaIntake,
     VmaPacker,
-    VmaProof,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnginePorts:
-    """Everything outside the engine that it may touch, for one job."""
+    """Everything outside the engine that it may touch, for one job.
+
+    Attributes:
+        hooks: runs the operator's script; programs inherit no environment from it.
+    """
 
     node: Node
     store: ArchiveStore
     packer: VmaPacker
+    pbs: PbsUploads
     journals: Journals
     commands: CommandRunner
+    hooks: CommandRunner
     clock: Clock
     ids: Ids
     emit: Emit
@@ -48,7 +53,8 @@ class RunResult:
 
     Attributes:
         error: the first cause, or None for a run that ended well.
-        archive_path: final name of the archive; empty on failure and for standard output.
+        archive_path: final name of the archive, or the backup's path at its server; empty on
+            failure and for standard output.
         consistency: what the data stands for; None if no point in time was reached.
         freeze_window_s: from sending freeze to the thaw reply; None if nothing was frozen.
         warnings: texts the operator should see even though the run ended well.
@@ -78,6 +84,28 @@ class BatchResult:
         return self.error is None and all(run.error is None for run in self.runs)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedBackup:
+    """A backup under its name.
+
+    Attributes:
+        location: final name of an archive, or path at a server; empty for standard output.
+        backup_id: names its content, where a later backup may build upon it; else empty.
+    """
+
+    location: str
+    size_bytes: int
+    backup_id: str = ""
+
+
+class ProvedBackup(Protocol):
+    """A backup that was shown to be whole and that nobody can mistake for one yet."""
+
+    async def publish(self) -> PublishedBackup:
+        """Give it its name, durably. Raises TargetError, PbsError: it has none."""
+        ...
+
+
 class DataPath(Protocol):
     """How the bytes travel for one run."""
 
@@ -104,16 +132,13 @@ class DataPath(Protocol):
         """One look at the job. Raises JobError if it is not ours any more."""
         ...
 
-    async def finish(self) -> VmaProof:
-        """Wait for the target's side as well; what it returns was shown to be whole."""
+    async def finish(self) -> ProvedBackup:
+        """Wait for the target's side as well."""
         ...
 
     def failure(self) -> BackupError | None:
         """The first thing that went wrong on the target's side, without waiting."""
         ...
-
-    @property
-    def intake(self) -> VmaIntake: ...
 
 
 def devlist_text(device_ids: Sequence[str]) -> str:

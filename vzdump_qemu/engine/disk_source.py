@@ -13,6 +13,7 @@ from vzdump_qemu.disk_ports import DiskOrigin
 from vzdump_qemu.engine.run_state import GuestLook
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError
+from vzdump_qemu.pbs_ports import DiskSize
 
 
 class DiskSource(Protocol):
@@ -20,6 +21,15 @@ class DiskSource(Protocol):
 
     async def prepare(self, undo: UndoStack) -> None:
         """Everything that can be done before the freeze; its reversal is registered first."""
+        ...
+
+    @property
+    def disk_sizes(self) -> Sequence[DiskSize]:
+        """Of all disks, in the order of `expose`; once it is prepared."""
+        ...
+
+    def refuse_reuse(self, device_id: str, reason: str) -> None:
+        """All of a disk is to be read, as the target cannot build upon what it holds."""
         ...
 
     async def fix(self) -> None:
@@ -49,5 +59,12 @@ class DiskSource(Protocol):
         """All was read: put everything back; failures of that are told, not raised.
 
         Raises: JobError, DiskReadError if what was read cannot be trusted after all.
+        """
+        ...
+
+    async def keep_changes(self, backup_id: str) -> None:
+        """The target has made this backup final: the next one may build upon it.
+
+        What cannot be kept is told, not raised.
         """
         ...

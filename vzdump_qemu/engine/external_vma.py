@@ -6,19 +6,17 @@ and, where asked for, for templates. Source: host behaviour, section 1.10; VMA f
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
-from vzdump_qemu import events
 from vzdump_qemu.engine.attachments import RunDisk
-from vzdump_qemu.engine.context import EnginePorts
+from vzdump_qemu.engine.context import EnginePorts, ProvedBackup
+from vzdump_qemu.engine.external_program import run_told
 from vzdump_qemu.engine.intake import open_noted_intake
 from vzdump_qemu.engine.undo import UndoStack
-from vzdump_qemu.errors import BackupError, ConfigError
+from vzdump_qemu.engine.vma_backup import prove_archive
+from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.formats.vma import ConfigBlob
-from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaIntake, VmaProof
-
-STREAM_END_TIMEOUT_S = 3600.0
+from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaIntake
 
 
 class ExternalVmaPath:
@@ -27,12 +25,6 @@ class ExternalVmaPath:
     def __init__(self, ports: EnginePorts, target: ArchiveTarget) -> None:
         self._ports = ports
         self._target = target
-        self._intake: VmaIntake | None = None
-
-    @property
-    def intake(self) -> VmaIntake:
-        assert self._intake is not None
-        return self._intake
 
     async def run(
         self,
@@ -40,7 +32,7 @@ class ExternalVmaPath:
         configs: Sequence[ConfigBlob],
         disks: Sequence[RunDisk],
         undo: UndoStack,
-    ) -> VmaProof:
+    ) -> ProvedBackup:
         """Make the archive and prove it.
 
         Args:
@@ -54,17 +46,15 @@ class ExternalVmaPath:
                 "the external data path for a template needs the 'vma' tool",
                 hint="install it, or leave --data-path at auto",
             )
-        self._intake = await open_noted_intake(self._ports, self._target, undo)
+        intake = await open_noted_intake(self._ports, self._target, undo)
         uuid = ""
         if tool is None:
-            uuid = await self._write_configs(self._intake, configs)
+            uuid = await self._write_configs(intake, configs)
         else:
-            await self._create(self._intake, tool, config_paths, disks)
-        self._intake.close_write_end()
-        return await self._intake.finish(
-            VmaExpectation(uuid=uuid, device_ids=tuple(disk.device_id for disk in disks)),
-            timeout_s=STREAM_END_TIMEOUT_S,
-        )
+            await self._create(intake, tool, config_paths, disks)
+        intake.close_write_end()
+        expectation = VmaExpectation(uuid=uuid, device_ids=tuple(disk.device_id for disk in disks))
+        return await prove_archive(self._ports, intake, self._target, expectation)
 
     async def _write_configs(self, intake: VmaIntake, configs: Sequence[ConfigBlob]) -> str:
         uuid = self._ports.ids.uuid()
@@ -94,13 +84,7 @@ class ExternalVmaPath:
                 f"format={disk.facts.format or 'raw'}:{disk.device_id}={disk.facts.path}",
             ]
         argv.append(f"exec:cat > /dev/fd/{intake.write_fd}")
-        self._ports.emit(events.CommandStarted(command_line=shlex.join(argv)))
-        status, lines = await self._ports.commands.run(argv, pass_fds=(intake.write_fd,))
-        for line in lines:
-            self._ports.emit(events.OutputSeen(line=line))
-        failure = intake.failure()
+        of_tool = await run_told(self._ports, argv, pass_fds=(intake.write_fd,))
+        failure = intake.failure() or of_tool
         if failure is not None:
             raise failure
-        if status != 0:
-            kind = f"got signal {-status}" if status < 0 else f"exit code {status}"
-            raise BackupError(f"command '{shlex.join(argv)}' failed: {kind}")

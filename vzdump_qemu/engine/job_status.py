@@ -1,15 +1,17 @@
-"""What `query-backup` says, as a checked value; pure.
+"""What `query-backup` and `query-pbs-bitmap-info` say, as checked values; pure.
 
-Source: pve-qemu backup QMP, section 4.
+Source: pve-qemu backup QMP, sections 4 and 6.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from vzdump_qemu.errors import QmpError
+from vzdump_qemu.events import BitmapAction
 from vzdump_qemu.ports import JobProgress, JobStatus
 
 
@@ -49,3 +51,44 @@ def parse_job_progress(reply: Any) -> JobProgress:
         reused_bytes=parsed.reused,
         finishing=parsed.finishing,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitmapInfo:
+    """What the latest backup makes of one disk's bitmap; `dirty_bytes` is what it looks at."""
+
+    device_id: str
+    action: BitmapAction
+    size_bytes: int
+    dirty_bytes: int
+
+
+class _BitmapReply(msgspec.Struct):
+    drive: str
+    action: str
+    size: int
+    dirty: int
+
+
+def parse_bitmap_infos(reply: Any) -> tuple[BitmapInfo, ...]:
+    """By device id. Raises QmpError if the reply is not what QEMU's schema promises."""
+    try:
+        parsed = msgspec.convert(reply, list[_BitmapReply])
+    except msgspec.ValidationError as error:
+        raise QmpError(f"query-pbs-bitmap-info answered oddly: {error}") from error
+    return tuple(
+        BitmapInfo(
+            device_id=found.drive,
+            action=_action(found.action),
+            size_bytes=found.size,
+            dirty_bytes=found.dirty,
+        )
+        for found in sorted(parsed, key=lambda found: found.drive)
+    )
+
+
+def _action(text: str) -> BitmapAction:
+    try:
+        return BitmapAction(text)
+    except ValueError:
+        return BitmapAction.UNKNOWN

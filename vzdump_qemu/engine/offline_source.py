@@ -20,6 +20,7 @@ from vzdump_qemu.engine.run_state import GuestLook, wait_for_silence
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import BackupError, ConfigError, DiskReadError, JobError
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
+from vzdump_qemu.pbs_ports import DiskSize
 from vzdump_qemu.ports import Machine
 from vzdump_qemu.units import SECTOR_BYTES, round_up
 
@@ -63,6 +64,16 @@ class OfflineSource:
         self._daemon = asyncio.ensure_future(self._ports.commands.run(self._command_line()))
         await self._await_daemon()
 
+    @property
+    def disk_sizes(self) -> Sequence[DiskSize]:
+        """See `DiskSource.disk_sizes`."""
+        return tuple(
+            DiskSize(device_id=disk.device_id, size_bytes=_size_bytes(disk)) for disk in self._disks
+        )
+
+    def refuse_reuse(self, device_id: str, reason: str) -> None:
+        """Without a QEMU nobody counts changes: everything is read in any case."""
+
     async def fix(self) -> None:
         """The point in time is the VM's last power-off, as long as nobody starts it."""
         await self._refuse_qemu()
@@ -91,8 +102,11 @@ class OfflineSource:
             await self._handles.pop().run()
         await self._refuse_qemu()
 
+    async def keep_changes(self, backup_id: str) -> None:
+        """Nobody counts changes while the VM is off."""
+
     def _origin(self, disk: RunDisk) -> DiskOrigin:
-        size_bytes = round_up(disk.facts.size_bytes, SECTOR_BYTES)
+        size_bytes = _size_bytes(disk)
         if disk in self._served:
             return DiskOrigin(
                 device_id=disk.device_id,
@@ -176,6 +190,11 @@ class OfflineSource:
         if self._daemon is not None:
             self._daemon.cancel()
             await asyncio.wait([self._daemon])
+
+
+def _size_bytes(disk: RunDisk) -> int:
+    """As a guest sees the disk: whole sectors."""
+    return round_up(disk.facts.size_bytes, SECTOR_BYTES)
 
 
 def _nodes(index: int, disk: RunDisk) -> tuple[dict[str, Any], ...]:

@@ -6,7 +6,7 @@ Owns which acts the modes make and how each is reversed. Source: host behaviour,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from vzdump_qemu import events
@@ -85,13 +85,34 @@ class PowerState:
         self._machine = machine
         self._found = found
         self._halted_ns: int | None = None
+        self._was_halted = False
         self._release: UndoHandle | None = None
         self._restore: UndoHandle | None = None
 
-    async def halt_for(self, mode: BackupMode, undo: UndoStack, *, stop_wait_s: float) -> None:
+    @property
+    def was_halted(self) -> bool:
+        """Whether the guest was stopped or suspended for this run, be it continued by now."""
+        return self._was_halted
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether a guest that was stopped or suspended still has to be put back."""
+        return self._was_halted and self._release is not None and self._release.is_open
+
+    async def halt_for(
+        self,
+        mode: BackupMode,
+        undo: UndoStack,
+        *,
+        stop_wait_s: float,
+        announce: Callable[[], Awaitable[None]],
+    ) -> None:
         """Stop or suspend a running guest as the mode asks.
 
         A VM that was paused before is left alone in SUSPEND mode: it stands still already.
+
+        Args:
+            announce: called right before a guest is halted; what it raises keeps it running.
         """
         if not self._found.was_running or mode is BackupMode.SNAPSHOT:
             return
@@ -99,13 +120,16 @@ class PowerState:
             if self._found.was_paused:
                 return
             self._ports.emit(events.GuestSuspending())
+            await announce()
             self._halted_ns = self._ports.clock.now_ns()
             self._release = await undo.push(
                 "resume the guest", self._resume_suspended, Reversal(kind=ReversalKind.RESUME)
             )
             self._tell_output(await self._machine.power.suspend())
+            self._was_halted = True
             return
         self._ports.emit(events.GuestStopping())
+        await announce()
         halted_ns = self._ports.clock.now_ns()
         # A shutdown that failed left the guest running: then there is nothing to start again,
         # and a guest that goes down late is started by this undo all the same.
@@ -114,6 +138,7 @@ class PowerState:
         )
         self._tell_output(await self._machine.power.shut_down(timeout_s=stop_wait_s))
         self._halted_ns = halted_ns
+        self._was_halted = True
 
     async def ensure_qemu(self, undo: UndoStack) -> None:
         """Have a QEMU process to do the work; one started for it has stopped vCPUs."""

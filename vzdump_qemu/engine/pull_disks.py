@@ -17,6 +17,7 @@ from typing import Any
 
 from vzdump_qemu.engine.attachments import RunDisk
 from vzdump_qemu.errors import JobError, QmpCommandError
+from vzdump_qemu.formats.query_block import device_path_of
 from vzdump_qemu.ports import Qmp
 
 QUERY_TIMEOUT_S = 60.0
@@ -58,12 +59,6 @@ async def query_version(qmp: Qmp) -> tuple[int, int, int]:
     """QEMU's version: major, minor, micro."""
     version = (await qmp.execute("query-version", timeout_s=QUERY_TIMEOUT_S))["qemu"]
     return int(version["major"]), int(version["minor"]), int(version["micro"])
-
-
-def device_path_of(backend: Mapping[str, Any]) -> str:
-    """QOM path of the device in front of a backend of ``query-block``; empty without one."""
-    qdev = str(backend.get("qdev") or "")
-    return qdev if qdev.startswith("/") or not qdev else f"/machine/peripheral/{qdev}"
 
 
 def _belongs(backend: Mapping[str, Any], disk: RunDisk) -> bool:

@@ -35,8 +35,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vzdump_qemu.engine.pull_disks import QUERY_TIMEOUT_S, PullDisk, device_path_of
+from vzdump_qemu.engine.pull_disks import QUERY_TIMEOUT_S, PullDisk
 from vzdump_qemu.errors import JobError, QmpCommandError
+from vzdump_qemu.formats.query_block import device_path_of
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.ports import Qmp, VolumeFacts
 

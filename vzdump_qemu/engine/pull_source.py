@@ -42,6 +42,7 @@ from vzdump_qemu.errors import (
     QmpError,
 )
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
+from vzdump_qemu.pbs_ports import DiskSize
 from vzdump_qemu.plan.options import FleecingOptions
 from vzdump_qemu.ports import Machine, Qmp, QmpEvent
 
@@ -119,6 +120,20 @@ class PullSource:
                 f"QEMU cannot serve the disks of VM {self._machine.vmid} - {error}",
                 hint="another tool's NBD server may be running in this VM",
             ) from error
+
+    @property
+    def disk_sizes(self) -> Sequence[DiskSize]:
+        """See `DiskSource.disk_sizes`."""
+        sizes = {found.disk.device_id: found.size_bytes for found in self._found}
+        sizes |= {disk.device_id: disk.facts.size_bytes for disk in self._files}
+        return tuple(
+            DiskSize(device_id=device_id, size_bytes=sizes[device_id]) for device_id in self._order
+        )
+
+    def refuse_reuse(self, device_id: str, reason: str) -> None:
+        """See `DiskSource.refuse_reuse`."""
+        if self._changes is not None:
+            self._changes.refuse(device_id, reason)
 
     async def fix(self) -> None:
         """One command for all disks; disks that nobody can write need none."""

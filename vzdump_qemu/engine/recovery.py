@@ -8,14 +8,16 @@ proves to be ours. Source: architecture, section 6; failure modes 25, 26, 36, 85
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import assert_never
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.attachments import Attachments
 from vzdump_qemu.engine.change_tracking import drop_bitmaps
 from vzdump_qemu.engine.context import EnginePorts
-from vzdump_qemu.engine.native_vma import cancel_job, close_descriptor
+from vzdump_qemu.engine.native_job import JobMark, cancel_job, has_active_job
+from vzdump_qemu.engine.native_vma import close_descriptor
 from vzdump_qemu.engine.power import stop_unused
 from vzdump_qemu.engine.pull_source import release_pulled_disk, stop_nbd_server
 from vzdump_qemu.engine.run_state import PAUSED_STATES, GuestLook, look_at_guest, query_run_state
@@ -71,7 +73,7 @@ async def recover_vm(
     entries.sort(key=lambda entry: _rank(entry[1]))
     failed: set[ReversalKind] = set()
     for index, reversal in entries:
-        what = f"{reversal.kind.value} {' '.join(reversal.names)}".strip()
+        what = " ".join(filter(None, (reversal.kind.value, *reversal.names)))
         if failed & reversal.kind.waits_for and (
             keeps_lock or reversal.kind is not ReversalKind.UNLOCK
         ):
@@ -102,8 +104,8 @@ async def _reverse(
         case ReversalKind.THAW:
             await _thaw(ports, machine)
         case ReversalKind.CANCEL_JOB:
-            for name in names:
-                await cancel_job(machine, name)
+            mark = JobMark.from_names(names)
+            await _cancel_job(ports, machine, mark, holds_global_lock=holds_global_lock)
         case ReversalKind.CLOSE_FD:
             for name in names:
                 await close_descriptor(machine, name)
@@ -181,12 +183,28 @@ async def _start(ports: EnginePorts, machine: Machine) -> None:
     await machine.power.start()
 
 
+async def _cancel_job(
+    ports: EnginePorts, machine: Machine, mark: JobMark, *, holds_global_lock: bool
+) -> None:
+    if mark.needs_global_lock and not await has_active_job(machine, mark):
+        return
+    is_enough = holds_global_lock or not mark.needs_global_lock
+    async with _global_lock(ports, is_held=is_enough):
+        await cancel_job(machine, mark)
+
+
+@asynccontextmanager
+async def _global_lock(ports: EnginePorts, *, is_held: bool) -> AsyncIterator[None]:
+    """Be the node's one backup job, unless the caller is. Raises VmLocked."""
+    if is_held:
+        yield
+        return
+    async with ports.node.hold_global_lock(timeout_s=GLOBAL_LOCK_TIMEOUT_S):
+        yield
+
+
 async def _unlock(ports: EnginePorts, vmid: int, *, holds_global_lock: bool) -> None:
-    async with AsyncExitStack() as stack:
-        if not holds_global_lock:
-            await stack.enter_async_context(
-                ports.node.hold_global_lock(timeout_s=GLOBAL_LOCK_TIMEOUT_S)
-            )
+    async with _global_lock(ports, is_held=holds_global_lock):
         try:
             await ports.node.clear_vm_lock(vmid)
         except ConfigError as error:

@@ -12,20 +12,25 @@ from dataclasses import dataclass, replace
 from vzdump_qemu import events
 from vzdump_qemu.engine.archive_step import ArchiveStep
 from vzdump_qemu.engine.attachments import Attachments, RunDisk
-from vzdump_qemu.engine.context import EnginePorts, RunResult
-from vzdump_qemu.engine.native_vma import cancel_left_over_job
+from vzdump_qemu.engine.backup_place import ArchivePlace, BackupPlace, DumpDirectory, JobTarget
+from vzdump_qemu.engine.context import EnginePorts, ProvedBackup, RunResult
+from vzdump_qemu.engine.hooks import Hooks, make_run_hooks
+from vzdump_qemu.engine.keeping import Keeping
+from vzdump_qemu.engine.native_job import cancel_left_over_job
 from vzdump_qemu.engine.power import PowerFound, PowerState
 from vzdump_qemu.engine.recovery import recover_vm
 from vzdump_qemu.engine.run_state import PAUSED_STATES, query_run_state
 from vzdump_qemu.engine.undo import UndoStack, run_shielded
 from vzdump_qemu.errors import BackupError, Interrupted, StorageError, VmLocked
 from vzdump_qemu.events import BackupMode, Consistency
+from vzdump_qemu.formats.pbs import BackupGroup, BackupRef, BackupType
 from vzdump_qemu.formats.vm_config import VmConfig, parse_vm_config
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.plan.disks import DiskChoice, select_disks
+from vzdump_qemu.plan.hook_script import HookPhase
 from vzdump_qemu.plan.names import RunNames, name_run
 from vzdump_qemu.plan.options import BackupOptions
-from vzdump_qemu.ports import Machine, VmaIntake
+from vzdump_qemu.ports import Machine
 from vzdump_qemu.units import NS_PER_S
 
 # A clock that was set back meets the names of an earlier hour: publishing refuses those.
@@ -39,13 +44,11 @@ class _Outcome:
     vm_name: str = ""
     archive_path: str = ""
     size_bytes: int = 0
-    published: bool = False
+    complete: bool = False
     consistency: Consistency | None = None
     freeze_window_s: float | None = None
 
-    def result(
-        self, vmid: int, error: BackupError | None, duration_s: float, warnings: tuple[str, ...]
-    ) -> RunResult:
+    def result(self, vmid: int, error: BackupError | None, duration_s: float) -> RunResult:
         """What the caller gets; a failed run has no archive."""
         return RunResult(
             vmid=vmid,
@@ -56,7 +59,6 @@ class _Outcome:
             duration_s=duration_s,
             consistency=self.consistency,
             freeze_window_s=self.freeze_window_s,
-            warnings=warnings,
         )
 
 
@@ -74,18 +76,19 @@ class _WarningCount:
 
 
 async def back_up_vm(
-    ports: EnginePorts, options: BackupOptions, vmid: int, *, dump_directory: str
+    ports: EnginePorts, options: BackupOptions, vmid: int, *, target: JobTarget
 ) -> RunResult:
     """Back up one VM; errors of the run are in the result, not raised.
 
     Args:
-        dump_directory: where the archive goes; empty for standard output.
+        target: where the backup goes.
     Raises:
         asyncio.CancelledError: the caller was cancelled; the run was undone and told first.
     """
     warnings = _WarningCount(ports.emit)
     ports = replace(ports, emit=warnings)
-    names = await _name_freely(ports, options, vmid, dump_directory)
+    directory = target.path if isinstance(target, DumpDirectory) else ""
+    names = await _name_freely(ports, options, vmid, directory)
     began_ns, began_s = ports.clock.now_ns(), ports.clock.wall_s()
     log_path = f"{options.log_directory}/qemu-{vmid}.log"
     ports.emit(
@@ -93,27 +96,38 @@ async def back_up_vm(
             vmid=vmid, wall_s=began_s, log_path=log_path, side_log_path=names.side_log_path
         )
     )
+    hooks = make_run_hooks(ports, options, vmid, dump_directory=directory)
     outcome = _Outcome()
     error: BackupError | None = None
     cancelled: asyncio.CancelledError | None = None
     try:
-        await _run_journalled(ports, options, vmid, names, outcome)
+        await _run_journalled(
+            ports, options, vmid, target, names=names, hooks=hooks, outcome=outcome
+        )
     except BackupError as raised:
         error = raised
     except asyncio.CancelledError as raised:
         cancelled = raised
-        if not outcome.published:
+        hooks.hurry()
+        if not outcome.complete:
             error = Interrupted()
     duration_s = (ports.clock.now_ns() - began_ns) / NS_PER_S
-    result = outcome.result(vmid, error, duration_s, tuple(warnings.texts))
-    _tell_end(ports, result)
+    result = outcome.result(vmid, error, duration_s)
+    await run_shielded(lambda: _tell_end(ports, result, hooks))
     if cancelled is not None:
         raise cancelled
-    return result
+    return replace(result, warnings=tuple(warnings.texts))
 
 
 async def _run_journalled(
-    ports: EnginePorts, options: BackupOptions, vmid: int, names: RunNames, outcome: _Outcome
+    ports: EnginePorts,
+    options: BackupOptions,
+    vmid: int,
+    target: JobTarget,
+    *,
+    names: RunNames,
+    hooks: Hooks,
+    outcome: _Outcome,
 ) -> None:
     """One run between opening and leaving the VM's journal; a killed run's is put back first."""
     await ports.node.read_vm_config(vmid)
@@ -121,10 +135,31 @@ async def _run_journalled(
         machine = ports.node.machine(vmid)
         await recover_vm(ports, machine, journal, holds_global_lock=True)
         undo = UndoStack(ports.emit, journal, ports.clock)
+        place = _make_place(ports, options, machine, target, names=names)
+        hooks.find_vm(target=place.location, log_path=names.side_log_path)
+        run = _Run(ports, options, machine, names, undo, place=place, hooks=hooks, outcome=outcome)
         try:
-            await _Run(ports, options, machine, names, undo, outcome=outcome).execute()
+            await run.execute()
         finally:
-            await undo.unwind()
+            await run.put_back()
+
+
+def _make_place(
+    ports: EnginePorts,
+    options: BackupOptions,
+    machine: Machine,
+    target: JobTarget,
+    *,
+    names: RunNames,
+) -> BackupPlace:
+    if isinstance(target, DumpDirectory):
+        return ArchivePlace(ports, options, machine, names)
+    # Loaded late: a run to a file does not wait for what it never needs.
+    from vzdump_qemu.engine.pbs_place import PbsPlace
+
+    group = BackupGroup(backup_type=BackupType.VM, backup_id=str(machine.vmid))
+    backup = BackupRef(backup_group=group, backup_time_s=int(ports.clock.wall_s()))
+    return PbsPlace(ports, options, machine, target, backup=backup)
 
 
 async def _name_freely(
@@ -146,11 +181,12 @@ async def _name_freely(
     return names
 
 
-def _tell_end(ports: EnginePorts, result: RunResult) -> None:
+async def _tell_end(ports: EnginePorts, result: RunResult, hooks: Hooks) -> None:
     vmid, wall_s = result.vmid, ports.clock.wall_s()
     if result.error is not None:
         text, hint = str(result.error), result.error.hint
         ports.emit(events.RunFailed(vmid=vmid, wall_s=wall_s, text=text, hint=hint))
+        await hooks.try_call(HookPhase.BACKUP_ABORT)
     else:
         ports.emit(
             events.RunSucceeded(
@@ -161,6 +197,7 @@ def _tell_end(ports: EnginePorts, result: RunResult) -> None:
             )
         )
     ports.emit(events.RunClosed(vmid=vmid))
+    await hooks.try_call(HookPhase.LOG_END)
 
 
 class _Run:
@@ -174,8 +211,15 @@ class _Run:
         names: RunNames,
         undo: UndoStack,
         *,
+        place: BackupPlace,
+        hooks: Hooks,
         outcome: _Outcome,
     ) -> None:
+        directory = names.final_path.rpartition("/")[0]
+        self._keeping = Keeping(ports, options, machine.vmid, directory)
+        self._place = place
+        self._hooks = hooks
+        self._power: PowerState | None = None
         self._ports = ports
         self._options = options
         self._names = names
@@ -187,20 +231,24 @@ class _Run:
         emit = self._ports.emit
         was_running = await self._machine.is_running()
         emit(events.StatusSeen(running=was_running))
+        await self._place.check()
+        await self._keeping.check_room()
         await self._lock()
         mode = self._options.mode if was_running else BackupMode.STOP
+        self._hooks.learn(mode=mode)
         if mode is not BackupMode.SNAPSHOT:
             self._tell_mode(mode)
         config, raw, found = await self._prepare(was_running)
         disks = await self._find_disks(config)
         if mode is BackupMode.SNAPSHOT:
             self._tell_mode(mode)
-        power = PowerState(self._ports, self._machine, found)
+        power = self._power = PowerState(self._ports, self._machine, found)
         step = ArchiveStep(
             ports=self._ports,
             options=self._options,
             machine=self._machine,
             names=self._names,
+            place=self._place,
             undo=self._undo,
             config=config,
             disks=disks,
@@ -210,30 +258,63 @@ class _Run:
             attachments=Attachments(self._ports, self._machine),
         )
         await step.make_temp_directory()
-        await power.halt_for(mode, self._undo, stop_wait_s=self._options.stop_wait_s)
+        await self._hooks.call(HookPhase.BACKUP_START)
+        await self._halt(power, mode)
         await step.assemble(raw)
-        if self._names.final_path:
-            emit(events.ArchiveCreating(archive_path=self._names.final_path))
-        else:
-            emit(events.ArchiveToStdout())
-        intake = await step.execute()
+        self._place.tell()
+        backup = await step.execute()
         self._outcome.consistency = step.consistency
         self._outcome.freeze_window_s = step.freeze_window_s
         # One piece with its record: an archive that has its name belongs to a run that ended
         # well, however late the caller changed its mind.
-        await run_shielded(lambda: self._publish(intake))
+        await run_shielded(lambda: self._publish(backup))
+        await self._keeping.prune(self._outcome.archive_path)
+        await self._hooks.call(HookPhase.BACKUP_END)
+        self._outcome.complete = True
 
-    async def _publish(self, intake: VmaIntake) -> None:
+    async def _halt(self, power: PowerState, mode: BackupMode) -> None:
+        """Stop or suspend the guest as the mode asks; the script hears of it in every mode."""
+        hooks = self._hooks
+        await power.halt_for(
+            mode,
+            self._undo,
+            stop_wait_s=self._options.stop_wait_s,
+            announce=lambda: hooks.call(HookPhase.PRE_STOP),
+        )
+        if mode is BackupMode.SNAPSHOT:
+            for phase in (HookPhase.PRE_STOP, HookPhase.PRE_RESTART, HookPhase.POST_RESTART):
+                await hooks.call(phase)
+
+    async def put_back(self) -> None:
+        """Reverse what is still open; the script hears of it if the guest was halted.
+
+        Its failure keeps no guest down, and while a guest is down it gets little time.
+        """
+        power, hooks = self._power, self._hooks
+        if not hooks.is_wanted or power is None or not power.was_halted:
+            await self._undo.unwind()
+            return
+
+        async def put_back() -> None:
+            if not power.is_halted:
+                await self._undo.unwind()
+            else:
+                hooks.hurry()
+            is_heard = await hooks.try_call(HookPhase.PRE_RESTART)
+            await self._undo.unwind()
+            if is_heard:
+                await hooks.try_call(HookPhase.POST_RESTART)
+
+        await run_shielded(put_back)
+
+    async def _publish(self, backup: ProvedBackup) -> None:
+        published = await backup.publish()
         outcome = self._outcome
-        outcome.size_bytes = await intake.publish()
-        outcome.archive_path = self._names.final_path
-        outcome.published = True
-        if outcome.archive_path:
-            self._ports.emit(
-                events.ArchivePublished(
-                    archive_path=outcome.archive_path, size_bytes=outcome.size_bytes
-                )
-            )
+        outcome.size_bytes = published.size_bytes
+        outcome.archive_path = published.location
+        # Whatever the caller wants by now: nothing that follows would be left out.
+        outcome.complete = not (self._hooks.is_wanted or self._keeping.is_pruning)
+        await self._keeping.mark(published.location, vm_name=outcome.vm_name)
 
     def _tell_mode(self, mode: BackupMode) -> None:
         emit, options = self._ports.emit, self._options
@@ -275,6 +356,7 @@ class _Run:
         if config.name:
             self._ports.emit(events.VmNamed(vm_name=config.name))
             self._outcome.vm_name = config.name
+            self._hooks.learn(vm_name=config.name)
         return config, raw, PowerFound(was_running=was_running, was_paused=was_paused)
 
     async def _find_disks(self, config: VmConfig) -> tuple[RunDisk, ...]:

@@ -133,8 +133,9 @@ class JobWatch:
             raise JobError(progress.error_text or "unknown error")
         if progress.status is not JobStatus.DONE:
             raise JobError(f"got unexpected status '{progress.status_text}'")
-        if progress.transferred_bytes != progress.total_bytes:
-            # A VMA stream holds every byte of every disk; only incremental targets hold less.
+        is_incremental = progress.dirty_bytes < progress.total_bytes
+        if progress.transferred_bytes != progress.total_bytes and not is_incremental:
+            # Where bitmaps tell what to look at, their rounding stands between the figures.
             raise JobError(
                 "got wrong number of transfered bytes "
                 f"({progress.transferred_bytes} != {progress.total_bytes})"

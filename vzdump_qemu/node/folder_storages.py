@@ -19,6 +19,7 @@ from vzdump_qemu.node.images import create_image, is_block_device, read_image_si
 from vzdump_qemu.node.layout import NodeLayout
 from vzdump_qemu.node.outside_volumes import describe_outside
 from vzdump_qemu.node.storage_sections import StorageSections
+from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import CommandRunner, VolumeFacts
 
 _SUBDIRECTORIES = {
@@ -42,6 +43,7 @@ class FolderStorages:
         self._commands = commands
         self._sections = StorageSections(
             path=layout.storage_config,
+            secret_directory=layout.secret_directory,
             node_name=layout.node_name,
             allow_qcow2=commands.find("qemu-img") is not None,
         )
@@ -83,6 +85,10 @@ class FolderStorages:
         except OSError as error:
             raise StorageError(f"unable to create '{path}' - {error.strerror}") from error
         return path
+
+    async def backup_server(self, storage_id: str) -> PbsTarget | None:
+        """See `ports.Storages.backup_server`."""
+        return self._sections.backup_server(storage_id)
 
     async def allocate_fleecing(
         self, storage_id: str, *, vmid: int, name: str, size_bytes: int

@@ -27,6 +27,7 @@ from vzdump_qemu.errors import (
 from vzdump_qemu.node.layout import NodeLayout
 from vzdump_qemu.node.locks import hold_vm_flock
 from vzdump_qemu.node.processes import ProcessHandle, ProcessTable
+from vzdump_qemu.node.resuming import resume_from
 from vzdump_qemu.ports import Agent, Qmp
 from vzdump_qemu.qemu.command_line import MachineSpec, RuntimePaths, build_command_line
 from vzdump_qemu.qemu.timeouts import command_timeout_s
@@ -132,16 +133,7 @@ class QemuLauncher:
 
     async def resume(self) -> Sequence[str]:
         """See `ports.Power.resume`."""
-        match await self._run_state():
-            case "running":
-                return ()
-            case "suspended":
-                await self._execute("system_wakeup")
-            case "shutdown":
-                await self._execute("system_reset")
-                await self._execute("cont")
-            case _:
-                await self._execute("cont")
+        await resume_from(await self._run_state(), self._execute)
         return ()
 
     @property

@@ -39,6 +39,11 @@ class NodeLayout:
         return self._below("etc/pve/storage.cfg")
 
     @property
+    def secret_directory(self) -> str:
+        """Passwords and keys of storages, for root alone."""
+        return self._below("etc/pve/priv/storage")
+
+    @property
     def lab_config(self) -> str:
         """Settings of a folder node; a real node has no such file."""
         return self._below("etc/vzdump-qemu/lab.conf")

@@ -25,9 +25,8 @@ from vzdump_qemu.node.layout import NodeLayout
 from vzdump_qemu.node.locks import hold_global_flock, hold_vm_flock, replace_file
 from vzdump_qemu.node.processes import ProcessTable
 from vzdump_qemu.node.upid import make_upid
+from vzdump_qemu.node.vm_sockets import VmSockets
 from vzdump_qemu.ports import Agent, Machine, Power, Qmp, Storages
-from vzdump_qemu.qemu.agent_connection import connect_agent
-from vzdump_qemu.qemu.qmp_connection import connect_qmp
 from vzdump_qemu.qemu.request_ids import RequestIds
 
 BACKUP_LOCK = "backup"
@@ -52,7 +51,12 @@ class LocalMachine:
         self._layout = layout
         self._vmid = vmid
         self._table = table
-        self._request_ids = request_ids
+        self._sockets = VmSockets(
+            vmid=vmid,
+            qmp_path=layout.qmp_socket(vmid),
+            agent_path=layout.agent_socket(vmid),
+            request_ids=request_ids,
+        )
         self._power = make_power(self)
         self._has_backup_job = has_backup_job
 
@@ -71,21 +75,11 @@ class LocalMachine:
 
     def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
         """See `ports.Machine.connect_qmp`."""
-        return connect_qmp(
-            self._layout.qmp_socket(self._vmid),
-            vmid=self._vmid,
-            timeout_s=timeout_s,
-            request_ids=self._request_ids,
-        )
+        return self._sockets.connect_qmp(timeout_s=timeout_s)
 
     def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
         """See `ports.Machine.connect_agent`."""
-        return connect_agent(
-            self._layout.agent_socket(self._vmid),
-            vmid=self._vmid,
-            timeout_s=timeout_s,
-            request_ids=self._request_ids,
-        )
+        return self._sockets.connect_agent(timeout_s=timeout_s)
 
     async def has_backup_job(self) -> bool:
         """See `ports.Machine.has_backup_job`."""

@@ -48,7 +48,11 @@ def open_pve_node(
     """
     layout = NodeLayout(root=root, node_name=node_name or socket.gethostname().split(".")[0])
     client = bridge or PveBridge()
-    sections = StorageSections(path=layout.storage_config, node_name=layout.node_name)
+    sections = StorageSections(
+        path=layout.storage_config,
+        secret_directory=layout.secret_directory,
+        node_name=layout.node_name,
+    )
 
     def make_power(machine: LocalMachine) -> Power:
         return QmPower(machine.vmid, commands=commands, bridge=client)

@@ -13,6 +13,7 @@ from vzdump_qemu.errors import StorageError
 from vzdump_qemu.node.bridge import PveBridge
 from vzdump_qemu.node.outside_volumes import describe_outside
 from vzdump_qemu.node.storage_sections import FleecingNames, StorageSections
+from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import CommandRunner, VolumeFacts
 
 # A ZFS volume's link alone may take 300 s to appear.
@@ -53,6 +54,10 @@ class PveStorages:
         """See `ports.Storages.backup_directory`."""
         params = {"storage_id": storage_id}
         return str(await self._call("backup_directory", params, _ACTIVATE_TIMEOUT_S))
+
+    async def backup_server(self, storage_id: str) -> PbsTarget | None:
+        """See `ports.Storages.backup_server`."""
+        return self._sections.backup_server(storage_id)
 
     async def allocate_fleecing(
         self, storage_id: str, *, vmid: int, name: str, size_bytes: int

@@ -29,9 +29,8 @@ from vzdump_qemu.node.socket_layout import VMID_MAX, VMID_MIN, SocketLayout, sta
 from vzdump_qemu.node.socket_power import SocketPower
 from vzdump_qemu.node.socket_storages import SocketStorages
 from vzdump_qemu.node.vm_description import describe_vm
+from vzdump_qemu.node.vm_sockets import VmSockets
 from vzdump_qemu.ports import Agent, CommandRunner, Machine, Power, Qmp, Storages
-from vzdump_qemu.qemu.agent_connection import connect_agent
-from vzdump_qemu.qemu.qmp_connection import connect_qmp
 from vzdump_qemu.qemu.request_ids import RequestIds
 from vzdump_qemu.qemu.unix_socket import connect_to_path
 
@@ -70,8 +69,13 @@ class SocketMachine:
     def __init__(self, layout: SocketLayout, vmid: int, request_ids: RequestIds) -> None:
         self._layout = layout
         self._vmid = vmid
-        self._request_ids = request_ids
-        self._power = SocketPower(lambda timeout_s: self.connect_qmp(timeout_s=timeout_s))
+        self._sockets = VmSockets(
+            vmid=vmid,
+            qmp_path=layout.qmp_socket,
+            agent_path=layout.agent_socket,
+            request_ids=request_ids,
+        )
+        self._power = SocketPower(lambda timeout_s: self._sockets.connect_qmp(timeout_s=timeout_s))
 
     @property
     def vmid(self) -> int:
@@ -88,21 +92,11 @@ class SocketMachine:
 
     def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
         """See `ports.Machine.connect_qmp`."""
-        return connect_qmp(
-            self._layout.qmp_socket,
-            vmid=self._vmid,
-            timeout_s=timeout_s,
-            request_ids=self._request_ids,
-        )
+        return self._sockets.connect_qmp(timeout_s=timeout_s)
 
     def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
         """See `ports.Machine.connect_agent`."""
-        return connect_agent(
-            self._layout.agent_socket,
-            vmid=self._vmid,
-            timeout_s=timeout_s,
-            request_ids=self._request_ids,
-        )
+        return self._sockets.connect_agent(timeout_s=timeout_s)
 
     async def has_backup_job(self) -> bool:
         """See `ports.Machine.has_backup_job`; no QEMU is started for this VM."""

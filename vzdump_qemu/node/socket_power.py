@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import NoReturn
 
 from vzdump_qemu.errors import PowerError, QmpError
+from vzdump_qemu.node.resuming import resume_from
 from vzdump_qemu.ports import Qmp
 from vzdump_qemu.qemu.timeouts import command_timeout_s
 
@@ -52,16 +53,8 @@ class SocketPower:
     async def resume(self) -> Sequence[str]:
         """See `ports.Power.resume`."""
         status = await self._execute("query-status", timeout_s=_STATUS_TIMEOUT_S)
-        match status.get("status") if isinstance(status, dict) else None:
-            case "running":
-                return ()
-            case "suspended":
-                await self._execute("system_wakeup")
-            case "shutdown":
-                await self._execute("system_reset")
-                await self._execute("cont")
-            case _:
-                await self._execute("cont")
+        run_state = status.get("status") if isinstance(status, dict) else None
+        await resume_from(run_state, self._execute)
         return ()
 
     def _refuse(self, what: str) -> NoReturn:

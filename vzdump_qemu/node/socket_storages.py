@@ -13,6 +13,7 @@ from vzdump_qemu.errors import StorageError
 from vzdump_qemu.formats.described_vm import DescribedVm
 from vzdump_qemu.node.images import create_image, remove_image
 from vzdump_qemu.node.socket_layout import SocketLayout, is_fleecing_path
+from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import CommandRunner, VolumeFacts
 
 _FORMAT = "qcow2"
@@ -60,6 +61,10 @@ class SocketStorages:
             f"there is no storage '{storage_id}' without a node",
             hint="say where the archive goes with --dumpdir",
         )
+
+    async def backup_server(self, storage_id: str) -> PbsTarget | None:
+        """See `ports.Storages.backup_server`; there is none."""
+        return None
 
     async def allocate_fleecing(
         self, storage_id: str, *, vmid: int, name: str, size_bytes: int

@@ -14,6 +14,8 @@ from vzdump_qemu.formats.storage_config import (
     parse_storage_config,
     require_storage,
 )
+from vzdump_qemu.node import pbs_storage
+from vzdump_qemu.pbs_target import PbsTarget
 
 # Storages that keep images as files offer qcow2, but for btrfs; names there end in the format.
 _QCOW2_TYPES = frozenset({"dir", "nfs", "cifs"})
@@ -39,10 +41,12 @@ class StorageSections:
 
     Attributes:
         path: of ``storage.cfg``; a missing file holds nothing but ``local``.
+        secret_directory: where the secrets of backup servers lie.
         allow_qcow2: whether images of that format can be made here.
     """
 
     path: str
+    secret_directory: str
     node_name: str
     allow_qcow2: bool = True
 
@@ -56,6 +60,13 @@ class StorageSections:
         except OSError as error:
             raise StorageError(f"unable to read '{self.path}' - {error.strerror}") from error
         return require_storage(parse_storage_config(raw), storage_id, node=self.node_name)
+
+    def backup_server(self, storage_id: str) -> PbsTarget | None:
+        """The server of a storage of type ``pbs``; None for any other. Raises StorageError."""
+        section = self.require(storage_id)
+        if section.type != pbs_storage.TYPE:
+            return None
+        return pbs_storage.read_pbs_target(section, self.secret_directory)
 
     def fleecing_names(self, storage_id: str, *, vmid: int, name: str) -> FleecingNames:
         """Names of image number `name`, before anything exists. Raises StorageError."""

@@ -19,6 +19,7 @@ from vzdump_qemu.formats.described_vm import (
     DescribedVm,
     assign_keys,
 )
+from vzdump_qemu.formats.query_block import device_path_of
 from vzdump_qemu.ports import Qmp
 from vzdump_qemu.units import MIB
 
@@ -71,12 +72,6 @@ async def describe_vm(qmp: Qmp, *, has_agent: bool, excluded: Sequence[str]) -> 
         drives=_exclude(assign_keys(drives), excluded),
         left_out=tuple(left_out),
     )
-
-
-def device_path_of(backend: Mapping[str, Any]) -> str:
-    """QOM path of the device in front of a backend of ``query-block``; empty without one."""
-    qdev = str(backend.get("qdev") or "")
-    return qdev if qdev.startswith("/") or not qdev else f"/machine/peripheral/{qdev}"
 
 
 def label_of(backend: Mapping[str, Any]) -> str:

@@ -64,7 +64,11 @@ class SystemCommandRunner:
         self._term_grace_s = term_grace_s
 
     async def run(
-        self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
+        self,
+        argv: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> tuple[int, Sequence[str]]:
         """Run a program to its end and return its exit status and what it printed.
 
@@ -74,6 +78,7 @@ class SystemCommandRunner:
 
         Args:
             pass_fds: descriptors the program keeps, under the same numbers.
+            environment: variables besides those of every child.
         Cancelled: the program's group gets SIGTERM, then SIGKILL, and is reaped.
         """
         output = _Output()
@@ -84,7 +89,7 @@ class SystemCommandRunner:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output.write_fd,
                     stderr=asyncio.subprocess.STDOUT,
-                    env=self._environment,
+                    env={**self._environment, **(environment or {})},
                     pass_fds=tuple(pass_fds),
                     process_group=0,
                 )

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from vzsim.checkers import (
     archive_whole,
+    backup_server,
     bounded_waits,
     clock_sense,
     endurance,
@@ -34,6 +35,7 @@ CHECKERS: Mapping[str, Checker] = MappingProxyType(
         "power-state": power_state.check,
         "guest-writes": guest_writes.check,
         "archive-whole": archive_whole.check,
+        "backup-server": backup_server.check,
         "guest-consistency": guest_consistency.check,
         "older-archives": older_archives.check,
         "foreign-things": foreign_things.check,

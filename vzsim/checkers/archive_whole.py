@@ -10,29 +10,40 @@ from vzsim.faults import Kind
 def check(evidence: Evidence) -> list[str]:
     """One line per violation."""
     found = []
-    archives = evidence.new_archives()
-    for path in evidence.archive_paths():
+    paths = evidence.archive_paths()
+    archives = [path for path in paths if path]
+    for path in paths:
         place = path or "standard output"
         found += [f"{place}: {text}" for text in _compare(evidence, path)]
     if evidence.ending is Ending.OK:
         to_stdout = evidence.scenario.options.get("stdout")
-        if not to_stdout and evidence.archive_path not in evidence.rest.files:
+        if not to_stdout and evidence.archive_path not in paths:
             found.append(f"success is said, '{evidence.archive_path}' does not exist")
         if evidence.archive_path in evidence.rest.undurable:
             found.append(f"success is said, a power loss would take '{evidence.archive_path}'")
         if evidence.says_frozen and not evidence.observed.was_frozen_at_point_in_time:
             found.append("frozen is said, the guest was not frozen at the point in time")
-    elif evidence.ending is Ending.FAILED and archives and not evidence.hit("files.unlink"):
+    elif evidence.ending is Ending.FAILED and archives and not _may_be_final(evidence):
         found.append(f"failure is said, {', '.join(sorted(archives))} bears a final name")
     elif evidence.ending is Ending.CANCELLED and not evidence.met(Kind.SECOND_RUN):
         found += _compare_with_words(evidence, len(archives))
     return found
 
 
+def _may_be_final(evidence: Evidence) -> bool:
+    """A name that could not be taken back; a server that was not heard, or whose client died."""
+    if evidence.rest.server is not None:
+        return bool(evidence.triggered)
+    return evidence.hit("files.unlink")
+
+
 def _compare_with_words(evidence: Evidence, archive_count: int) -> list[str]:
     """A tool that is interrupted has told how its backup ended, and that is how it ended."""
     is_named = archive_count > 0
     if evidence.scenario.options.get("stdout") or evidence.told_good in (None, is_named):
+        return []
+    if is_named and evidence.rest.server is not None:
+        # A QEMU that sent it made it final before the tool could look; it stays, as it is whole.
         return []
     said = "success" if evidence.told_good else "failure"
     return [f"{said} is said before the signal, {archive_count} archives are there"]

@@ -14,7 +14,8 @@ from vzsim.evidence import Evidence
 
 _TIME_IN_NAME = re.compile(r"-(\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d)\.")
 _TIME_FORMAT = "%Y_%m_%d-%H_%M_%S"
-_TOLD_LENGTH = re.compile(r"\bduration_s=(-?[0-9.e+-]+)")
+_LENGTH_FIELD = "duration_s="
+_TOLD_LENGTH = re.compile(rf"\b{_LENGTH_FIELD}(-?[0-9.e+-]+)")
 # Names have whole seconds.
 _GRAIN = timedelta(seconds=1)
 
@@ -27,6 +28,8 @@ def check(evidence: Evidence) -> list[str]:
         if match and not _was_shown(evidence, datetime.strptime(match[1], _TIME_FORMAT)):
             found.append(f"{path} is named after a time at which the tool did not run")
     for line in evidence.observed.public_lines:
+        if _LENGTH_FIELD not in line:
+            continue
         for text in _TOLD_LENGTH.findall(line):
             if not -0.001 <= float(text) <= evidence.duration_s + 1.0:
                 found.append(

@@ -16,7 +16,12 @@ def check(evidence: Evidence) -> list[str]:
     """One line per violation."""
     found = list(evidence.observed.foreign_harms)
     if not _may_come_late(evidence):
-        operators = ("cont",) if evidence.observed.operator_started else ()
+        # A guest that stands still does not keep the lock: where going on failed at first, it is
+        # tried again after that.
+        may_go_on = evidence.observed.operator_started or any(
+            fault.site.startswith(("cont", "power.")) for fault in evidence.triggered
+        )
+        operators = ("cont",) if may_go_on else ()
         found += [
             f"{name} was sent after the VM's lock was given back"
             for name in evidence.observed.unlocked_acts

@@ -62,7 +62,8 @@ def judge_images(images: Sequence[Bytes], mark: GuestMark, *, says_frozen: bool)
             f"the last one then was {mark.begun_seq}"
         )
     for key, versions in mark.versions.items():
-        wanted = [version for version in versions if version.seq <= mounted.last_seq][-1]
+        # Oldest first, and most often the last is the one.
+        wanted = next(each for each in reversed(versions) if each.seq <= mounted.last_seq)
         have = mounted.pages.get(key)
         if have is not None and have != wanted and have.seq <= mounted.last_seq:
             disk_index, page_index = key

@@ -17,6 +17,9 @@ def check(evidence: Evidence) -> list[str]:
         return []
     if rest.is_frozen and rest.can_thaw:
         found.append("the guest was left frozen although its agent answers")
+    if evidence.scenario.agent.thaw_error:
+        # Nobody can thaw this guest; that it is told is `told`'s to check.
+        return found
     budget_s = evidence.scenario.budget.frozen_s + evidence.allowance_s + _SLACK_S
     if frozen.longest_s > budget_s:
         found.append(f"the guest was frozen for {frozen.longest_s:.1f} s, budget {budget_s:.1f} s")

@@ -8,5 +8,6 @@ from vzsim.evidence import Evidence
 def check(evidence: Evidence) -> list[str]:
     """One line per violation."""
     secret = evidence.secret
-    found = [line for line in evidence.observed.public_lines if secret in line]
+    lines = [*evidence.observed.public_lines, *evidence.rest.journalled, evidence.error]
+    found = [line for line in lines if secret in line]
     return [f"a secret is told: {line[:80]}" for line in found]

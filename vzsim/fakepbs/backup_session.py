@@ -64,10 +64,17 @@ _APPEND: Final = (
     Parameter("digest-list", ListOf(DIGEST)),
     Parameter("offset-list", ListOf(Integer(0, _SIZE_MAX))),
 )
-_CLOSE: Final = (
+_CLOSE_DYNAMIC: Final = (
     _WID,
     Parameter("chunk-count", Integer(1, _SIZE_MAX)),
     Parameter("size", Integer(1, _SIZE_MAX)),
+    Parameter("csum", DIGEST),
+)
+# An incremental index of a disk that did not change names no chunk.
+_CLOSE_FIXED: Final = (
+    _WID,
+    Parameter("chunk-count", Integer(0, _SIZE_MAX)),
+    Parameter("size", Integer(0, _SIZE_MAX)),
     Parameter("csum", DIGEST),
 )
 
@@ -281,7 +288,8 @@ class BackupSession:
         return data_reply(None)
 
     async def _close_writer(self, request: Request) -> Reply:
-        values = check_parameters(request, _CLOSE)
+        is_fixed = request.path == "/fixed_close"
+        values = check_parameters(request, _CLOSE_FIXED if is_fixed else _CLOSE_DYNAMIC)
         self._check_open()
         writer = self._writer(request, values["wid"])
         del self._writers[values["wid"]]

@@ -34,6 +34,10 @@ _READ_BYTES: Final = 1 << 16
 
 Session = BackupSession | ReaderSession
 Endpoint = Callable[[Request], Awaitable[Reply]]
+Hang = Callable[[], Awaitable[None]]
+# Carries out a request of that name (``POST /fixed_chunk``) in its own way, or as it is, or waits
+# for the connection's end instead.
+Around = Callable[[str, Callable[[], Awaitable[Reply]], Hang], Awaitable[Reply]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +61,24 @@ class ConnectionTools:
 
 
 class Connection:
-    """One accepted client."""
+    """One accepted client.
+
+    Args:
+        around: has every request pass, for simulations.
+    """
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tools: ConnectionTools
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        tools: ConnectionTools,
+        *,
+        around: Around | None = None,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._tools = tools
+        self._around = around
 
     async def serve(self) -> None:
         """Serve until either side ends the connection."""
@@ -133,9 +147,7 @@ class Connection:
 
         await Http2Server(streams, streams, handle, tools.faults).run()
 
-    async def _answer(
-        self, request: Request, endpoint: Endpoint, hang: Callable[[], Awaitable[None]]
-    ) -> Reply:
+    async def _answer(self, request: Request, endpoint: Endpoint, hang: Hang) -> Reply:
         """Reply of an endpoint, or what the fault script has in its place.
 
         Args:
@@ -152,6 +164,8 @@ class Connection:
             await hang()
         if fault is not None and fault.kind is FaultKind.REPLY:
             reply = error_reply(ApiError(fault.text, status=fault.status))
+        elif self._around is not None:
+            reply = await self._around(name, lambda: self._try(request, endpoint), hang)
         else:
             reply = await self._try(request, endpoint)
         if fault is not None and fault.kind is FaultKind.HANG_AFTER:

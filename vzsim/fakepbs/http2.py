@@ -16,10 +16,9 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
-import h2.frame_buffer
 import h2.settings
-from hyperframe.frame import DataFrame, Frame
 
+from vzdump_qemu.formats.pbs.h2_frames import BulkConnection
 from vzdump_qemu.formats.pbs.layout import UPLOAD_BYTES_MAX
 from vzdump_qemu.units import MIB
 from vzsim.fakepbs.faults import REQUEST_KINDS, Fault, FaultKind, Faults
@@ -32,43 +31,29 @@ _STREAM_COUNT_MAX: Final = 1 << 20
 _WINDOW_BYTES_DEFAULT: Final = 65535
 _READ_BYTES: Final = 1 << 18
 # A handler behind its reply may not stop the frames of others for longer than one of these.
-_SEND_BYTES: Final = 1 << 18
+_SEND_BYTES: Final = 1 << 20
 
 Handler = Callable[[Request], Awaitable[Reply]]
 
 
-@dataclass(slots=True)
-class _Incoming:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
     method: str
     path: str
     query: str
     headers: dict[str, str]
-    body: bytearray = field(default_factory=bytearray)
-    body_bytes: int = 0
-
-    def request(self) -> Request:
-        """What has come in so far."""
-        return Request(
-            method=self.method,
-            path=self.path,
-            query=self.query,
-            headers=self.headers,
-            body=bytes(self.body),
-            body_bytes=self.body_bytes,
-        )
 
 
-class _BriefFrames(h2.frame_buffer.FrameBuffer):
-    """Frames that describe themselves without their data.
+@dataclass(slots=True)
+class _Body:
+    parts: list[bytes] = field(default_factory=list)
+    length_bytes: int = 0
 
-    The library describes each frame to a log that is off, which costs more than hashing the data.
-    """
-
-    def __next__(self) -> Frame:
-        frame = super().__next__()
-        if isinstance(frame, DataFrame):
-            vars(frame)["_body_repr"] = str
-        return frame
+    def take(self, piece: memoryview) -> None:
+        """Keep a piece, or only count it where no upload may be as long."""
+        if self.length_bytes <= UPLOAD_BYTES_MAX:
+            self.parts.append(bytes(piece))
+        self.length_bytes += len(piece)
 
 
 class Http2Server:
@@ -90,12 +75,13 @@ class Http2Server:
         self._writer = writer
         self._handle = handle
         self._faults = faults
-        self._incoming: dict[int, _Incoming] = {}
+        self._heads: dict[int, _Head] = {}
+        self._bodies: dict[int, _Body] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._window_opened = asyncio.Event()
         self._is_over = False
-        self._h2 = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
+        self._h2 = BulkConnection(
+            h2.config.H2Configuration(client_side=False, header_encoding="utf-8"), self._take_data
         )
         codes = h2.settings.SettingCodes
         self._h2.local_settings = h2.settings.Settings(
@@ -108,7 +94,6 @@ class Http2Server:
             },
         )
         self._h2.max_inbound_frame_size = FRAME_BYTES_MAX
-        self._h2.incoming_buffer = _BriefFrames(server=True)
 
     async def run(self) -> None:
         """Serve until either side ends the connection."""
@@ -140,6 +125,9 @@ class Http2Server:
                 return
             for event in events:
                 self._take(event, group)
+            # Data may come before its head was looked at, and after its request was refused.
+            for stream_id in self._bodies.keys() - self._heads.keys():
+                del self._bodies[stream_id]
             await self._flush()
 
     def _take(self, event: h2.events.Event, group: asyncio.TaskGroup) -> None:
@@ -147,13 +135,16 @@ class Http2Server:
             case h2.events.RequestReceived():
                 self._begin(event)
             case h2.events.DataReceived():
-                self._keep(event)
+                if event.flow_controlled_length:
+                    self._h2.acknowledge_received_data(
+                        event.flow_controlled_length, event.stream_id
+                    )
             case h2.events.StreamEnded():
                 self._start(event.stream_id, group)
             case h2.events.StreamReset():
-                if incoming := self._incoming.pop(event.stream_id, None):
+                if request := self._pop_request(event.stream_id):
                     # The script counts what a client began, whether or not it came to an end.
-                    self._faults.take(incoming.request().endpoint, *REQUEST_KINDS)
+                    self._faults.take(request.endpoint, *REQUEST_KINDS)
                 if task := self._tasks.get(event.stream_id):
                     task.cancel()
             case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
@@ -164,24 +155,32 @@ class Http2Server:
     def _begin(self, event: h2.events.RequestReceived) -> None:
         headers = {str(name): str(value) for name, value in event.headers}
         path, _, query = headers.get(":path", "/").partition("?")
-        self._incoming[event.stream_id] = _Incoming(
+        self._heads[event.stream_id] = _Head(
             method=headers.get(":method", ""), path=path, query=query, headers=headers
         )
 
-    def _keep(self, event: h2.events.DataReceived) -> None:
-        incoming = self._incoming.get(event.stream_id)
-        if incoming is not None:
-            incoming.body_bytes += len(event.data)
-            if len(incoming.body) <= UPLOAD_BYTES_MAX:
-                incoming.body += event.data
-        if event.flow_controlled_length:
-            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+    def _take_data(self, stream_id: int, piece: memoryview) -> None:
+        self._bodies.setdefault(stream_id, _Body()).take(piece)
+
+    def _pop_request(self, stream_id: int) -> Request | None:
+        """What has come in of a request so far."""
+        head = self._heads.pop(stream_id, None)
+        body = self._bodies.pop(stream_id, None) or _Body()
+        if head is None:
+            return None
+        return Request(
+            method=head.method,
+            path=head.path,
+            query=head.query,
+            headers=head.headers,
+            body=b"".join(body.parts),
+            body_bytes=body.length_bytes,
+        )
 
     def _start(self, stream_id: int, group: asyncio.TaskGroup) -> None:
-        incoming = self._incoming.pop(stream_id, None)
-        if incoming is None:
+        request = self._pop_request(stream_id)
+        if request is None:
             return
-        request = incoming.request()
         fault = self._faults.take(request.endpoint, FaultKind.RESET, FaultKind.GOAWAY)
         if fault is not None:
             self._refuse(stream_id, fault)
@@ -229,12 +228,11 @@ class Http2Server:
                 await self._window_opened.wait()
                 continue
             piece, body = body[:room_bytes], body[room_bytes:]
-            self._h2.send_data(stream_id, bytes(piece), end_stream=not len(body))
+            self._h2.send_data(stream_id, piece, end_stream=not len(body))
             await self._flush()
         await self._flush()
 
     async def _flush(self) -> None:
-        data = self._h2.data_to_send()
-        if data:
-            self._writer.write(data)
+        if buffers := self._h2.buffers_to_send():
+            self._writer.write(buffers)
             await self._writer.drain()

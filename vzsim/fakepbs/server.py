@@ -17,7 +17,7 @@ from vzsim.fakepbs.admission import Admission
 from vzsim.fakepbs.backup_session import BackupSession, SessionTools
 from vzsim.fakepbs.certificate import Certificate
 from vzsim.fakepbs.chunk_store import Collected
-from vzsim.fakepbs.connection import Connection, ConnectionTools, Session
+from vzsim.fakepbs.connection import Around, Connection, ConnectionTools, Session
 from vzsim.fakepbs.counters import Counters
 from vzsim.fakepbs.datastore import Datastore, Place
 from vzsim.fakepbs.faults import Fault, Faults
@@ -123,14 +123,21 @@ class FakePbs:
         """How many upgraded connections there are."""
         return len(self._sessions)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        around: Around | None = None,
+    ) -> None:
         """Serve one client until it, or the script, ends the connection."""
-        await Connection(reader, writer, self._tools).serve()
+        await Connection(reader, writer, self._tools, around=around).serve()
 
-    def connect(self) -> tuple[Streams, asyncio.Task[None]]:
+    def connect(self, *, around: Around | None = None) -> tuple[Streams, asyncio.Task[None]]:
         """A client's end of a connection in memory, and the task that serves it."""
         client, server = memory_streams()
-        return client, asyncio.get_running_loop().create_task(self.serve(*server))
+        work = self.serve(*server, around=around)
+        return client, asyncio.get_running_loop().create_task(work)
 
     def fill(self, free_bytes: int | None) -> None:
         """Have every datastore take so many bytes more; None for no limit."""

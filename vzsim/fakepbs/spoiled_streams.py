@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from vzdump_qemu.formats.pbs.layout import Buffer
+from vzsim.fakepbs.bulk_reader import BulkReader
 from vzsim.fakepbs.counters import Counters
 from vzsim.fakepbs.faults import FaultKind, Faults
 
@@ -22,13 +25,15 @@ _STEPS_PER_S: Final = 20
 class ByteReader(Protocol):
     """What is read of a stream."""
 
-    async def read(self, n: int, /) -> bytes: ...
+    async def read(self, n: int, /) -> Buffer:
+        """What is there, good until the next call; nothing at the end."""
+        ...
 
 
 class ByteWriter(Protocol):
     """What is written to a stream."""
 
-    def write(self, data: bytes, /) -> None: ...
+    def write(self, buffers: Sequence[Buffer], /) -> None: ...
 
     async def drain(self) -> None: ...
 
@@ -67,7 +72,7 @@ class SpoiledStreams:
         spoiling: Spoiling,
         counters: Counters,
     ) -> None:
-        self._reader = reader
+        self._reader = BulkReader(reader, writer)
         self._writer = writer
         self._spoiling = spoiling
         self._counters = counters
@@ -75,7 +80,7 @@ class SpoiledStreams:
         self._sent_bytes = 0
         self._unpaced_bytes = 0
 
-    async def read(self, n: int, /) -> bytes:
+    async def read(self, n: int, /) -> Buffer:
         spoiling = self._spoiling
         if spoiling.bytes_per_s is not None:
             n = max(1, min(n, spoiling.bytes_per_s // _STEPS_PER_S))
@@ -92,19 +97,20 @@ class SpoiledStreams:
             await asyncio.sleep(len(data) / spoiling.bytes_per_s)
         return data
 
-    def write(self, data: bytes, /) -> None:
+    def write(self, buffers: Sequence[Buffer], /) -> None:
         limit_bytes = self._spoiling.cut_sending_after_bytes
-        if limit_bytes is not None and self._sent_bytes + len(data) > limit_bytes:
-            self._writer.write(data[: max(0, limit_bytes - self._sent_bytes)])
+        length_bytes = sum(len(buffer) for buffer in buffers)
+        if limit_bytes is not None and self._sent_bytes + length_bytes > limit_bytes:
+            self._writer.write(b"".join(buffers)[: max(0, limit_bytes - self._sent_bytes)])
             self._writer.close()
         else:
-            self._writer.write(data)
-        self._sent_bytes += len(data)
-        self._unpaced_bytes += len(data)
-        self._counters.sent_bytes += len(data)
+            self._writer.writelines(buffers)
+        self._sent_bytes += length_bytes
+        self._unpaced_bytes += length_bytes
+        self._counters.sent_bytes += length_bytes
 
     async def drain(self) -> None:
-        await self._writer.drain()
+        await self._reader.drain()
         unpaced_bytes, self._unpaced_bytes = self._unpaced_bytes, 0
         if self._spoiling.bytes_per_s is not None:
             await asyncio.sleep(unpaced_bytes / self._spoiling.bytes_per_s)

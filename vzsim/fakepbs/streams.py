@@ -19,7 +19,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class MemoryTransport(asyncio.Transport):
     """One end; `peer` is the other."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.BaseProtocol) -> None:
         super().__init__({"peername": ("memory", 0)})
         self._loop = loop
         self._protocol = protocol
@@ -38,6 +38,12 @@ class MemoryTransport(asyncio.Transport):
         self.peer._arrived += data
         self.peer._deliver_soon()
         self._hold_back()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
 
     def can_write_eof(self) -> bool:
         return True
@@ -101,14 +107,27 @@ class MemoryTransport(asyncio.Transport):
         if self._arrived:
             data = bytes(self._arrived[:_PIECE_BYTES])
             del self._arrived[:_PIECE_BYTES]
-            self._protocol.data_received(data)
+            self._hand_over(data)
             if not self.peer._is_closing:
                 self.peer._hold_back()
         if self._arrived:
             self._deliver_soon()
         elif self._is_eof_arrived and not self._is_eof_told:
             self._is_eof_told = True
-            self._protocol.eof_received()
+            if isinstance(self._protocol, asyncio.Protocol | asyncio.BufferedProtocol):
+                self._protocol.eof_received()
+
+    def _hand_over(self, data: bytes) -> None:
+        match self._protocol:
+            case asyncio.BufferedProtocol() as protocol:
+                while data:
+                    buffer = memoryview(protocol.get_buffer(len(data))).cast("B")
+                    count = min(len(buffer), len(data))
+                    buffer[:count] = data[:count]
+                    protocol.buffer_updated(count)
+                    data = data[count:]
+            case asyncio.Protocol() as protocol:
+                protocol.data_received(data)
 
 
 def memory_streams(limit_bytes: int = 1 << 16) -> tuple[Streams, Streams]:

@@ -6,13 +6,14 @@ Wrappers around the other ports of a simulated node; see `vzsim.faults.machine` 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Any
 
 from vzdump_qemu.errors import ConfigError, StorageError, TargetError, VmLocked
 from vzdump_qemu.journal_ports import Reversal
+from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import VolumeFacts
 from vzsim.faults.kinds import Family, Kind
 from vzsim.faults.machine import FaultyMachine
@@ -45,6 +46,10 @@ class FaultyStorages:
         return await self._call(
             "backup_directory", lambda: self._inner.backup_directory(storage_id)
         )
+
+    async def backup_server(self, storage_id: str) -> PbsTarget | None:
+        """As the port says."""
+        return await self._call("backup_server", lambda: self._inner.backup_server(storage_id))
 
     async def allocate_fleecing(
         self, storage_id: str, *, vmid: int, name: str, size_bytes: int
@@ -189,7 +194,11 @@ class FaultyCommands:
         return self._inner.find(program)
 
     async def run(
-        self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
+        self,
+        argv: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> tuple[int, Sequence[str]]:
         """As the port says."""
 
@@ -204,7 +213,7 @@ class FaultyCommands:
                     return await plain()
 
         async def act() -> tuple[int, Sequence[str]]:
-            return await self._inner.run(argv, pass_fds=pass_fds)
+            return await self._inner.run(argv, pass_fds=pass_fds, environment=environment)
 
         return await self._plane.call("commands.run", Family.COMMAND, act, bend=bend)
 

@@ -69,6 +69,14 @@ class Kind(enum.Enum):
     CLOCK_FORWARD = "clock-forward"
     SUMMER_BEGINS = "summer-begins"  # only the local time jumps
     SUMMER_ENDS = "summer-ends"
+    # What happens at a backup server.
+    SERVER_DIES = "server-dies"  # before the effect; it is there again later
+    SERVER_DIES_AFTER = "server-dies-after"  # ... after the effect
+    PREVIOUS_PRUNED = "previous-pruned"  # the newest backup of the VM is removed
+    PREVIOUS_FAILED = "previous-failed"  # ... is found damaged
+    KEY_CHANGED = "key-changed"  # the node has another key from here on
+    KEY_LOST = "key-lost"  # ... and here it has none any more
+    TOKEN_REVOKED = "token-revoked"
 
     def __lt__(self, other: Kind) -> bool:
         return self.value < other.value
@@ -93,6 +101,8 @@ class Family(enum.Enum):
     FILES_REMOVE = "files-remove"
     COMPRESSOR = "compressor"
     COMMAND = "command"
+    PBS = "pbs"
+    PBS_CONNECT = "pbs-connect"
     QUIET = "quiet"  # cannot fail by itself
 
 
@@ -174,6 +184,21 @@ KINDS_OF: Mapping[Family, tuple[Kind, ...]] = MappingProxyType(
             Kind.SLOW,
         ),
         Family.COMMAND: (Kind.EXITS, Kind.KILLED, Kind.STALL),
+        Family.PBS: (
+            Kind.ERROR,
+            Kind.ERROR_AFTER,
+            Kind.STALL,
+            Kind.REPLY_LOST,
+            Kind.CLOSED_BEFORE,
+            Kind.CLOSED_AFTER,
+            Kind.ENOSPC,
+            Kind.SERVER_DIES,
+            Kind.SERVER_DIES_AFTER,
+            Kind.PREVIOUS_PRUNED,
+            Kind.PREVIOUS_FAILED,
+            Kind.TOKEN_REVOKED,
+        ),
+        Family.PBS_CONNECT: (Kind.REFUSED, Kind.STALL, Kind.SERVER_DIES),
         Family.QUIET: (),
     }
 )
@@ -189,6 +214,8 @@ LENGTHS_S: Mapping[Kind, tuple[float, ...]] = MappingProxyType(
         Kind.AGENT_DIES_AFTER: (2.0, 30.0),
         # Of one reply; for a program, the time it takes for a mebibyte.
         Kind.SLOW: (2.0,),
+        Kind.SERVER_DIES: (2.0, 700.0),
+        Kind.SERVER_DIES_AFTER: (2.0, 700.0),
         Kind.CLOCK_BACK: (3600.0,),
         Kind.CLOCK_FORWARD: (86400.0,),
     }

@@ -66,36 +66,61 @@ class FaultyPower:
 _ClientT = TypeVar("_ClientT", bound=FaultyQmp | FaultyAgent)
 
 
-class _Connection(Generic[_ClientT]):
-    """What the tool enters to get a client; what is below it lies on a stack of its own.
+class _Way:
+    """The way through to one client: what the kernel closes if the tool is killed."""
 
-    A class and no generator: a run makes dozens.
+    def __init__(self) -> None:
+        self._context: AbstractAsyncContextManager[Any] | None = None
+
+    async def enter(self, context: AbstractAsyncContextManager[Any]) -> Any:
+        """Enter the client's context, to be left by `aclose`."""
+        client = await context.__aenter__()
+        self._context = context
+        return client
+
+    async def aclose(self) -> None:
+        """Leave it. Idempotent."""
+        context, self._context = self._context, None
+        if context is not None:
+            await context.__aexit__(None, None, None)
+
+    def pop_all(self) -> _Way:
+        """Another way that has what this one had."""
+        other = _Way()
+        other._context, self._context = self._context, None
+        return other
+
+
+class _Connection(Generic[_ClientT]):
+    """What the tool enters to get a client.
+
+    Classes and no generators, nor a stack for one thing: a run makes dozens.
     """
 
     def __init__(
         self,
-        connect: Callable[[AsyncExitStack, float], Awaitable[_ClientT]],
-        leave: Callable[[AsyncExitStack, asyncio.Task[Any] | None], None],
+        connect: Callable[[_Way, float], Awaitable[_ClientT]],
+        leave: Callable[[_Way, asyncio.Task[Any] | None], None],
         timeout_s: float,
     ) -> None:
         self._connect = connect
         self._leave = leave
         self._timeout_s = timeout_s
-        self._stack = AsyncExitStack()
+        self._way = _Way()
         self._client: _ClientT | None = None
 
     async def __aenter__(self) -> _ClientT:
         try:
-            self._client = await self._connect(self._stack, self._timeout_s)
+            self._client = await self._connect(self._way, self._timeout_s)
         except BaseException:
-            await self._stack.aclose()
+            await self._way.aclose()
             raise
         return self._client
 
     async def __aexit__(self, *raised: object) -> None:
         assert self._client is not None
-        self._leave(self._stack, self._client.late)
-        await self._stack.aclose()
+        self._leave(self._way, self._client.late)
+        await self._way.aclose()
 
 
 class FaultyMachine:
@@ -127,12 +152,12 @@ class FaultyMachine:
         """As the port says."""
         return _Connection(self._open_qmp, self._leave, timeout_s)
 
-    async def _open_qmp(self, stack: AsyncExitStack, timeout_s: float) -> FaultyQmp:
+    async def _open_qmp(self, way: _Way, timeout_s: float) -> FaultyQmp:
         inner, slow_s = await self._connect(
             "qmp.connect",
-            stack,
+            way,
             lambda: self._inner.connect_qmp(timeout_s=timeout_s),
-            QmpUnreachable("no greeting from the monitor: another client may hold it"),
+            lambda: QmpUnreachable("no greeting from the monitor: another client may hold it"),
             timeout_s=timeout_s,
         )
         return FaultyQmp(self._plane, self._inner, inner, slow_s=slow_s)
@@ -141,12 +166,12 @@ class FaultyMachine:
         """As the port says."""
         return _Connection(self._open_agent, self._leave, timeout_s)
 
-    async def _open_agent(self, stack: AsyncExitStack, timeout_s: float) -> FaultyAgent:
+    async def _open_agent(self, way: _Way, timeout_s: float) -> FaultyAgent:
         inner, slow_s = await self._connect(
             "agent.connect",
-            stack,
+            way,
             lambda: self._inner.connect_agent(timeout_s=timeout_s),
-            AgentUnreachable("no answer from the guest agent"),
+            lambda: AgentUnreachable("no answer from the guest agent"),
             timeout_s=timeout_s,
         )
         return FaultyAgent(self._plane, self._inner, inner, slow_s=slow_s)
@@ -154,24 +179,24 @@ class FaultyMachine:
     async def _connect(
         self,
         site: str,
-        stack: AsyncExitStack,
+        way: _Way,
         connect: Callable[[], AbstractAsyncContextManager[Any]],
-        refusal: BackupError,
+        refuse: Callable[[], BackupError],
         *,
         timeout_s: float,
     ) -> tuple[Any, float]:
-        """Enter `connect` on a stack that the kernel closes if the tool is killed.
+        """Enter `connect` on a way that the kernel closes if the tool is killed.
 
         Returns: the client, and how long each of its replies is on its way, in seconds.
         """
         plane = self._plane
-        plane.hold(stack)
+        plane.hold(way)
         slow_s = 0.0
 
         async def act() -> Any:
-            inner = await stack.enter_async_context(connect())
+            inner = await way.enter(connect())
             if plane.is_dead:
-                await stack.aclose()  # killed while it was connecting: the kernel hangs up
+                await way.aclose()  # killed while it was connecting: the kernel hangs up
             return inner
 
         async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
@@ -179,7 +204,7 @@ class FaultyMachine:
             length_s = length_of(fault)
             match fault.kind:
                 case Kind.REFUSED:
-                    raise refusal
+                    raise refuse()
                 case Kind.SLOW:
                     slow_s = length_s
                 case Kind.OTHER_CLIENT:
@@ -190,7 +215,7 @@ class FaultyMachine:
                     return await self._connect_to_stale(plain)
                 case _ if length_s >= timeout_s:
                     await plane.wait(timeout_s)
-                    raise refusal
+                    raise refuse()
                 case _:
                     await plane.wait(length_s)
             return await plain()
@@ -217,12 +242,12 @@ class FaultyMachine:
         finally:
             agent.rules = rules
 
-    def _leave(self, stack: AsyncExitStack, late: asyncio.Task[Any] | None) -> None:
+    def _leave(self, way: _Way, late: asyncio.Task[Any] | None) -> None:
         """A command that QEMU has not read yet keeps its connection; we are gone from it."""
-        self._plane.release(stack)
+        self._plane.release(way)
         if late is None or late.done():
             return
-        kept = stack.pop_all()
+        kept = way.pop_all()
 
         async def close_later() -> None:
             await late

@@ -11,13 +11,12 @@ import asyncio
 import errno
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vzdump_qemu.errors import BackupError
 from vzsim.event_log import EventLog, Lane
-from vzsim.faults.kinds import ACTS, LENGTHS_S, Family, Kind
+from vzsim.faults.kinds import ACTS, KILLS, LENGTHS_S, Family, Kind
 from vzsim.faults.script import Fault, FaultScript
 from vzsim.world.files import PartialWrite
 
@@ -36,6 +35,12 @@ _ERRNOS: Mapping[Kind, int] = MappingProxyType(
     }
 )
 _AFTER = frozenset({Kind.CANCEL_TOOL_AFTER, Kind.KILL_TOOL_AFTER})
+
+
+class Closing(Protocol):
+    """What can be closed; an `AsyncExitStack` is one."""
+
+    async def aclose(self) -> None: ...
 
 
 class ToolKilled(BaseException):
@@ -68,7 +73,7 @@ class Plane:
             self._due.setdefault((fault.site, fault.nth), []).append(fault)
         self._blocked: list[asyncio.Future[None]] = []
         self._background: set[asyncio.Task[Any]] = set()
-        self._held: list[AsyncExitStack] = []
+        self._held: list[Closing] = []
         self._ended = False
         self.visit_counts: dict[str, int] = {}
         self.families: dict[str, Family] = {}
@@ -89,8 +94,8 @@ class Plane:
         self._log.tell(Lane.FAULT, "the tool is dead")
         for act in self.on_kill:
             act()
-        for stack in self._held:
-            self.spawn(stack.aclose())
+        for closing in self._held:
+            self.spawn(closing.aclose())
 
     def end(self) -> None:
         """This tool's time is over: what is left of a killed one ends at its next step."""
@@ -100,14 +105,14 @@ class Plane:
                 future.set_exception(ToolKilled())
         self._blocked.clear()
 
-    def hold(self, stack: AsyncExitStack) -> None:
+    def hold(self, closing: Closing) -> None:
         """Something of the tool's that the kernel closes when the tool is killed."""
-        self._held.append(stack)
+        self._held.append(closing)
 
-    def release(self, stack: AsyncExitStack) -> None:
+    def release(self, closing: Closing) -> None:
         """The tool closed it itself."""
-        if stack in self._held:
-            self._held.remove(stack)
+        if closing in self._held:
+            self._held.remove(closing)
 
     def spawn(self, work: Any) -> None:
         """Have the world do something on its own time."""
@@ -164,6 +169,29 @@ class Plane:
             await self._act(late)
         return result
 
+    async def attend(
+        self, site: str, family: Family, act: Callable[[], Awaitable[_T]], *, bend: Bend
+    ) -> _T:
+        """As `call` for what another process does that the tool has asked: it outlives the tool."""
+        name, faults = self._visit(site, family)
+        own = late = None
+        for fault in faults:
+            if fault.kind in _AFTER:
+                late = fault
+            elif fault.kind in ACTS:
+                await self._act_beside(fault)
+            else:
+                own = fault
+        self._log.tell(Lane.TOOL, f"{name} asked")
+        if own is None:
+            result = await act()
+        else:
+            self._trigger(own)
+            result = await bend(own, act)
+        if late is not None:
+            await self._act_beside(late)
+        return result
+
     def is_due(self, site: str, kind: Kind) -> bool:
         """Whether the next use of that site meets a fault of that kind."""
         site = self._prefix + site
@@ -213,7 +241,8 @@ class Plane:
         site = self._prefix + site
         count = self.visit_counts.get(site, 0) + 1
         self.visit_counts[site] = count
-        self.families[site] = family
+        if count == 1:
+            self.families[site] = family
         faults = self._due.pop((site, count), []) if self._due else []
         return f"{site}#{count}", faults
 
@@ -237,6 +266,17 @@ class Plane:
                 await self._wait_if_dead()
             case _:
                 self.actors[fault.kind](length_of(fault))
+
+    async def _act_beside(self, fault: Fault) -> None:
+        """As `_act` by somebody who is not the tool."""
+        if fault.kind not in KILLS:
+            await self._act(fault)
+            return
+        self._trigger(fault)
+        if fault.kind is Kind.POWER_LOSS:
+            self._lose_power(fault)
+        else:
+            self.kill()
 
     def _lose_power(self, fault: Fault) -> None:
         self.actors[fault.kind](length_of(fault))

@@ -74,12 +74,13 @@ def _parse_fault(text: str) -> Fault:
             f"fault script: cannot read '{text}'",
             hint="write SITE#N: KIND [LENGTHs], or KIND@SITE#N",
         )
-    names = {kind.value for kind in Kind}
-    if found["kind"] not in names:
-        raise ConfigError(f"fault script: unknown kind '{found['kind']}' in '{text}'")
+    try:
+        kind = Kind(found["kind"])
+    except ValueError:
+        raise ConfigError(f"fault script: unknown kind '{found['kind']}' in '{text}'") from None
     return Fault(
         site=found["site"],
         nth=int(found["nth"] or 1),
-        kind=Kind(found["kind"]),
+        kind=kind,
         length_s=float(found["length"] or 0),
     )

@@ -151,6 +151,12 @@ class FaultyStore:
         """As the port says."""
         return await self._call("exists", lambda: self._inner.exists(path), family=Family.INTAKE)
 
+    async def list_names(self, path: str) -> list[str]:
+        """As the port says."""
+        return await self._call(
+            "list_names", lambda: self._inner.list_names(path), family=Family.INTAKE
+        )
+
 
 def watch_files(plane: Plane, store: SimulatedStore) -> None:
     """Make every file operation of the store a site ``files.OPERATION``."""

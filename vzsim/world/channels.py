@@ -188,8 +188,7 @@ class MemoryAgent:
     async def synchronise(self, timeout_s: float) -> None:
         """One delimited round trip. Raises AgentUnreachable."""
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._sync()
+            await self._sync(asyncio.get_running_loop().time() + timeout_s)
         except TimeoutError as error:
             raise AgentUnreachable("no answer from the guest agent") from error
 
@@ -197,14 +196,14 @@ class MemoryAgent:
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float
     ) -> Any:
         """As the port says."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._sync()
-                message: dict[str, Any] = {"execute": command}
-                if arguments:
-                    message["arguments"] = dict(arguments)
-                self._send(message)
-                answer = json.loads(await self._line())
+            await self._sync(deadline_s)
+            message: dict[str, Any] = {"execute": command}
+            if arguments:
+                message["arguments"] = dict(arguments)
+            self._send(message)
+            answer = json.loads(await self._line(deadline_s))
         except TimeoutError as error:
             raise AgentTimeout("got timeout") from error
         if "error" in answer:
@@ -213,11 +212,11 @@ class MemoryAgent:
             )
         return answer["return"]
 
-    async def _sync(self) -> None:
+    async def _sync(self, deadline_s: float) -> None:
         sync_id = self._sync_ids()
         self._send({"execute": "guest-sync-delimited", "arguments": {"id": sync_id}})
         while True:
-            line = await self._line()
+            line = await self._line(deadline_s)
             at = line.rfind(b"\xff")
             if at >= 0 and json.loads(line[at + 1 :]).get("return") == sync_id:
                 return
@@ -227,12 +226,14 @@ class MemoryAgent:
             raise AgentTimeout("client closed connection")
         self._machine.receive(wire.encode(message, line_end=b"\n"))
 
-    async def _line(self) -> bytes:
+    async def _line(self, deadline_s: float) -> bytes:
+        """The next line. Raises TimeoutError if it has to be waited for too long."""
         while b"\n" not in self._buffer:
             if self._closed:
                 raise AgentTimeout("client closed connection")
             self._arrived.clear()
-            await self._arrived.wait()
+            async with asyncio.timeout_at(deadline_s):
+                await self._arrived.wait()
         line, _, rest = bytes(self._buffer).partition(b"\n")
         self._buffer = bytearray(rest)
         return line

@@ -107,6 +107,13 @@ class SimulatedFiles:
             raise OSError(errno.ENOENT, "No such file or directory", path)
         return bytes(self.files[path].content)
 
+    def list_names(self, path: str) -> list[str]:
+        """Names in one directory, sorted."""
+        if path not in self.directories:
+            raise OSError(errno.ENOENT, "No such file or directory", path)
+        names = (name for name in (*self.files, *self.directories) if name != "/")
+        return sorted(posixpath.basename(name) for name in names if posixpath.dirname(name) == path)
+
     def fsync(self, path: str) -> None:
         """Make the content durable."""
         self.fault("fsync", path)

@@ -133,9 +133,15 @@ def encode_record(record: Record, disk_index: int) -> bytes:
     return _summed(head + b"".join(parts))
 
 
+def _part(image: Bytes, offset_bytes: int, length_bytes: int) -> bytes:
+    if isinstance(image, DiskContent):
+        return image.read(offset_bytes, length_bytes)
+    return bytes(image[offset_bytes : offset_bytes + length_bytes])
+
+
 def decode_superblock(image: Bytes) -> Superblock | None:
     """The superblock of a disk, or None if there is no whole one."""
-    data = bytes(image[:_SECTOR_BYTES])
+    data = _part(image, 0, _SECTOR_BYTES)
     if len(data) < _SECTOR_BYTES or not _is_whole(data):
         return None
     magic, _, _, checkpoint_seq, is_clean = _SUPERBLOCK.unpack_from(data)
@@ -147,7 +153,7 @@ def decode_superblock(image: Bytes) -> Superblock | None:
 def decode_page(image: Bytes, disk_index: int, page_index: int) -> Version | None:
     """Which write a page holds, or None if it is not one whole write of this very page."""
     offset = page_offset(len(image), page_index)
-    return _read_page(bytes(image[offset : offset + PAGE_BYTES]), (disk_index, page_index))
+    return _read_page(_part(image, offset, PAGE_BYTES), (disk_index, page_index))
 
 
 def _read_page(data: bytes, key: PageKey) -> Version | None:
@@ -159,12 +165,12 @@ def _read_page(data: bytes, key: PageKey) -> Version | None:
 def decode_record(image: Bytes, disk_index: int, ring_index: int) -> Record | None:
     """One record of a disk, or None if there is no whole one."""
     offset = _SECTOR_BYTES + ring_index * _RECORD_BYTES
-    head = image[offset : offset + _RECORD.size]
+    head = _part(image, offset, _RECORD.size)
     magic, owner, count, mount, seq = _RECORD.unpack(head)
     if magic != _RECORD_MAGIC or owner != disk_index or count > PAGES_PER_RECORD_MAX:
         return None
     part_bytes = _INDEX.size + PAGE_BYTES
-    data = bytes(image[offset : offset + _RECORD.size + count * part_bytes + _SUM.size])
+    data = _part(image, offset, _RECORD.size + count * part_bytes + _SUM.size)
     if not _is_whole(data):
         return None
     pages = {}

@@ -21,9 +21,11 @@ from vzsim.fakeqmp.guest import Guest
 from vzsim.fakeqmp.machine import Machine as QemuMachine
 from vzsim.fakeqmp.machine import MachineConfig, ProcessEnd
 from vzsim.fakeqmp.outside import Sink
+from vzsim.fakeqmp.pbs_port import LoadLibrary
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.schema import Dialect
 from vzsim.fakeqmp.script import Script
+from vzsim.kernel import Chance
 from vzsim.world.channels import OneClient, open_agent, open_qmp
 from vzsim.world.clock import EPOCH_S
 from vzsim.world.files import SimulatedFiles
@@ -31,6 +33,9 @@ from vzsim.world.packer import SimulatedSockets, SocketStorage
 from vzsim.world.pipes import Descriptors
 from vzsim.world.watched import WatchedQemu, Watcher
 
+# What disks hold are pieces of it: making up bytes takes longer than backing them up.
+_NOISE_PLACE_COUNT = 1 << 20
+_NOISE = Chance(0).of("noise").stream().randbytes(_NOISE_PLACE_COUNT + 4096)
 POLL_S = 0.1
 RUNTIME_DIRECTORY = "/var/run/qemu-server"
 
@@ -212,18 +217,24 @@ class SimulatedPower:
 
 
 class SimulatedMachine:
-    """The `Machine` port; `process` is the QEMU, if one lives."""
+    """The `Machine` port.
+
+    Attributes:
+        living: the QEMU, if one lives; `process` is the same for those who know that it does.
+        booted: every QEMU there was, in order.
+    """
 
     def __init__(self, shape: VmShape, host: MachineHost) -> None:
         self.shape = shape
         self.host = host
         self.power = SimulatedPower(self)
         self.alive_handle_count = 0
-        self.boot_count = 0
         self.guest: Guest | None = None
         self.watcher: Watcher | None = None
         self.guest_listener: GuestListener | None = None
-        self._process: QemuMachine | None = None
+        self.load_pbs_library: LoadLibrary | None = None
+        self.living: QemuMachine | None = None
+        self.booted: list[QemuMachine] = []
         self._storage: SocketStorage | None = None
         self._monitor_turn = OneClient()
         self._agent_turn = OneClient()
@@ -239,6 +250,11 @@ class SimulatedMachine:
         return f"{RUNTIME_DIRECTORY}/{self.vmid}.nbd"
 
     @property
+    def boot_count(self) -> int:
+        """How often a QEMU was started."""
+        return len(self.booted)
+
+    @property
     def disk_names(self) -> frozenset[str]:
         """Device ids of the VM's own disks."""
         return frozenset(name for name, _ in self.shape.disks)
@@ -246,19 +262,19 @@ class SimulatedMachine:
     @property
     def process(self) -> QemuMachine:
         """The living QEMU; only ask while it lives."""
-        assert self._process is not None, "no QEMU lives"
-        return self._process
+        assert self.living is not None, "no QEMU lives"
+        return self.living
 
     @property
     def run_state(self) -> RunState | None:
         """State of the living QEMU, or None."""
-        return None if self._process is None else self._process.control.state
+        return None if self.living is None else self.living.control.state
 
     def boot(self, state: RunState) -> None:
         """Start a QEMU process. Raises PowerError."""
         if self.shape.start_error:
             raise PowerError(f"start failed: {self.shape.start_error}")
-        if self._process is not None:
+        if self.living is not None:
             raise PowerError(f"VM {self.vmid} already running")
         config = MachineConfig(
             dialect=self.shape.dialect,
@@ -271,6 +287,7 @@ class SimulatedMachine:
         process = WatchedQemu(
             config,
             storage=self._storage,
+            load_pbs_library=self.load_pbs_library,
             watcher=self.watcher,
             script=self.shape.script,
             timebase=LoopTimebase(),
@@ -285,19 +302,19 @@ class SimulatedMachine:
         process.add_monitor()
         if self.guest_listener is not None:
             process.on_guest_freeze = self.guest_listener.freezes
-        self._process = process
-        self.boot_count += 1
+        self.living = process
+        self.booted.append(process)
         process.start()
         self.guest = Guest(process)
         self.guest.start()
 
     def end_process(self) -> None:
         """The process is gone."""
-        if self._process is not None:
-            self._process.die("")
+        if self.living is not None:
+            self.living.die("")
 
     def _ended(self, end: ProcessEnd) -> None:
-        process, self._process = self._process, None
+        process, self.living = self.living, None
         if self._storage is not None:
             self._storage.end()
         if process is not None:
@@ -310,14 +327,14 @@ class SimulatedMachine:
 
     async def is_running(self) -> bool:
         """Whether a QEMU lives."""
-        return self._process is not None
+        return self.living is not None
 
     def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
         """As the port says."""
-        if self._process is None:
+        if self.living is None:
             raise QmpUnreachable(f"VM {self.vmid} not running")
         return open_qmp(
-            self._process.monitors[0],
+            self.living.monitors[0],
             self._monitor_turn,
             timeout_s=timeout_s,
             duplicate_fd=self.host.descriptors.duplicate,
@@ -325,10 +342,10 @@ class SimulatedMachine:
 
     def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
         """As the port says."""
-        if self._process is None or self._process.agent is None:
+        if self.living is None or self.living.agent is None:
             raise AgentUnreachable("no agent socket")
         return open_agent(
-            self._process.agent,
+            self.living.agent,
             self._agent_turn,
             timeout_s=timeout_s,
             sync_ids=lambda: next(self._sync_ids),
@@ -355,6 +372,7 @@ def memory_images(sizes: dict[str, int], stream: random.Random) -> dict[str, Dis
         disk = MemoryDisk(size_bytes=size_bytes)
         for offset in range(0, size_bytes, 65536):
             if stream.random() < 0.5:
-                disk.write(offset, stream.randbytes(min(4096, size_bytes - offset)))
+                at = int(stream.random() * _NOISE_PLACE_COUNT)
+                disk.write(offset, _NOISE[at : at + min(4096, size_bytes - offset)])
         images[path] = disk
     return images

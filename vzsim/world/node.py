@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from vzdump_qemu.errors import ConfigError, StorageError, VmLocked, VmNotFound
+from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import VolumeFacts
 from vzsim.fakeqmp.disks import CrampedDisk, Disk, MemoryDisk
 from vzsim.world.files import SimulatedFiles
@@ -27,6 +28,7 @@ class SimulatedStorages:
     Attributes:
         volume_bytes: sizes by path of volumes that are larger than what QEMU sees of them.
         fleecing_bytes: how much fits into each fleecing image; 0 for all of it.
+        servers: storages of type ``pbs``.
     """
 
     def __init__(self, images: dict[str, Disk]) -> None:
@@ -35,6 +37,7 @@ class SimulatedStorages:
         self.offline: set[str] = set()
         self.volume_bytes: dict[str, int] = {}
         self.fleecing_bytes = 0
+        self.servers: dict[str, PbsTarget] = {}
 
     def path_of(self, volid: str) -> str:
         """Where a volume's image is."""
@@ -70,6 +73,10 @@ class SimulatedStorages:
             raise StorageError(f"storage '{storage_id}' does not exist")
         return DUMP_DIRECTORY
 
+    async def backup_server(self, storage_id: str) -> PbsTarget | None:
+        """One of those that were set up; ``local`` is a directory."""
+        return self.servers.get(storage_id)
+
     def fleecing_volid(self, storage_id: str, *, vmid: int, name: str) -> str:
         """The id before anything exists."""
         return f"{storage_id}:{vmid}/vm-{vmid}-fleece-{name}.qcow2"
@@ -103,6 +110,9 @@ class SimulatedNode:
         self.firewalls: dict[int, bytes] = {}
         self.fleecing_records: dict[int, list[str]] = {}
         self.lock_log: list[str] = []
+        # How long the lock that was given back last had been held.
+        self.lock_held_s = 0.0
+        self._locked_at_s = 0.0
         self._global_lock = asyncio.Lock()
         files.make_directories(DUMP_DIRECTORY)
         files.make_directories("/var/tmp")
@@ -135,6 +145,7 @@ class SimulatedNode:
             raise VmLocked(f"VM is locked ({self.lock_of(vmid)})")
         self.configs[vmid] = b"lock: backup\n" + self.configs[vmid]
         self.lock_log.append(f"lock {vmid}")
+        self._locked_at_s = asyncio.get_running_loop().time()
 
     async def clear_vm_lock(self, vmid: int) -> None:
         """Remove the lock line."""
@@ -145,6 +156,7 @@ class SimulatedNode:
             raise ConfigError(f"found lock '{lock}' trying to remove 'backup' lock")
         self.configs[vmid] = _LOCK.sub(b"", self.configs[vmid], count=1)
         self.lock_log.append(f"unlock {vmid}")
+        self.lock_held_s = asyncio.get_running_loop().time() - self._locked_at_s
 
     async def record_fleecing(self, vmid: int, volids: Sequence[str]) -> None:
         """Keep the list as the special section would."""

@@ -25,6 +25,7 @@ from vzsim.world.files import SimulatedFiles
 
 VMA_CLUSTER_BYTES = 65536
 READ_BYTES = 4 * VMA_CLUSTER_BYTES
+_ZEROES = bytes(READ_BYTES)
 
 
 class SimulatedSockets:
@@ -229,6 +230,19 @@ class SimulatedPacker:
             except OSError as error:
                 raise DiskReadError(f"unable to read disk {origin.device_id} - {error}") from error
 
+    def open_disk(
+        self, origin: DiskOrigin
+    ) -> tuple[SimulatedClient | _ImageReader, list[tuple[int, int]] | None]:
+        """A disk, with the parts that its bitmap marks, or None if it has none. Raises: OSError."""
+        reader = self._open(origin)
+        if not origin.bitmap_name or not isinstance(reader, SimulatedClient):
+            return reader, None
+        try:
+            return reader, reader.changed_parts(origin.bitmap_name)
+        except OSError:
+            reader.close()
+            raise
+
     def _open(self, origin: DiskOrigin) -> SimulatedClient | _ImageReader:
         if origin.nbd_socket:
             reader: SimulatedClient | _ImageReader = self._sockets.connect(
@@ -313,7 +327,7 @@ class SimulatedTransfer:
             first_index = offset // VMA_CLUSTER_BYTES
             await self._write(self._writer.add_clusters(index + 1, first_index, data))
             self._done_bytes += length
-            self._zero_bytes += length if not data.strip(b"\0") else 0
+            self._zero_bytes += length if data == _ZEROES[:length] else 0
             await asyncio.sleep(length / self._bytes_per_s)
 
     async def _write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:

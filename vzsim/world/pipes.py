@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections import deque
 from collections.abc import Callable
 
 CAPACITY_BYTES = 1 << 20
@@ -18,7 +19,8 @@ class SimulatedPipe:
 
     def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._capacity_bytes = capacity_bytes
-        self._buffer = bytearray()
+        self._parts: deque[bytes] = deque()
+        self._held_bytes = 0
         self._waiting: list[Callable[[], None]] = []
         self._readable = asyncio.Event()
         self.writer_count = 0
@@ -28,15 +30,16 @@ class SimulatedPipe:
         """Take some of the bytes and say how many; 0 means full. EPIPE without a reader."""
         if not self.has_reader:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-        taken = bytes(data[: self._capacity_bytes - len(self._buffer)])
-        self._buffer += taken
+        taken = bytes(data[: self._capacity_bytes - self._held_bytes])
         if taken:
+            self._parts.append(taken)
+            self._held_bytes += len(taken)
             self._readable.set()
         return len(taken)
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Call once as soon as `write` would take something or fail."""
-        if not self.has_reader or len(self._buffer) < self._capacity_bytes:
+        if not self.has_reader or self._held_bytes < self._capacity_bytes:
             asyncio.get_running_loop().call_soon(callback)
         else:
             self._waiting.append(callback)
@@ -49,20 +52,25 @@ class SimulatedPipe:
 
     async def read(self, limit_bytes: int) -> bytes:
         """At least one byte, or nothing at the end of the stream."""
-        while not self._buffer:
+        while not self._parts:
             if self.writer_count <= 0:
                 return b""
             self._readable.clear()
             await self._readable.wait()
-        data = bytes(self._buffer[:limit_bytes])
-        del self._buffer[: len(data)]
+        data = b"".join(self._parts)
+        self._parts.clear()
+        if len(data) > limit_bytes:
+            self._parts.append(data[limit_bytes:])
+            data = data[:limit_bytes]
+        self._held_bytes -= len(data)
         self._wake_writers()
         return data
 
     def close_reader(self) -> None:
         """Nobody reads any more: writers get EPIPE."""
         self.has_reader = False
-        self._buffer.clear()
+        self._parts.clear()
+        self._held_bytes = 0
         self._wake_writers()
 
     def _wake_writers(self) -> None:

@@ -109,6 +109,13 @@ class SimulatedStore:
         """Whether a file or directory of that name is there."""
         return path in self._files.directories or path in self._files.files
 
+    async def list_names(self, path: str) -> list[str]:
+        """Names of the files and directories in a directory."""
+        try:
+            return self._files.list_names(path)
+        except OSError as error:
+            raise TargetError(f"{path}: {error.strerror}") from error
+
 
 class SimulatedIntake:
     """The `VmaIntake` port: pipe, parser, compressor, temporary file."""

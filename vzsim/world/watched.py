@@ -12,6 +12,7 @@ from vzsim.fakeqmp.disks import Disk
 from vzsim.fakeqmp.machine import Machine, MachineConfig, ProcessEnd
 from vzsim.fakeqmp.monitor import Monitor
 from vzsim.fakeqmp.outside import Host, Timebase
+from vzsim.fakeqmp.pbs_port import LoadLibrary
 from vzsim.fakeqmp.script import Script
 from vzsim.fakeqmp.storage_host import StorageHost
 
@@ -44,11 +45,18 @@ class WatchedQemu(Machine):
         timebase: Timebase,
         host: Host,
         storage: StorageHost | None = None,
+        load_pbs_library: LoadLibrary | None = None,
         on_end: Callable[[ProcessEnd], None],
     ) -> None:
         self._watcher = watcher
         super().__init__(
-            config, script=script, timebase=timebase, host=host, storage=storage, on_end=on_end
+            config,
+            script=script,
+            timebase=timebase,
+            host=host,
+            storage=storage,
+            load_pbs_library=load_pbs_library,
+            on_end=on_end,
         )
 
     def carry_out(self, monitor: Monitor, name: str, arguments: Mapping[str, Any]) -> Any:

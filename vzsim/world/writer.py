@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import enum
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, assert_never
 
 from vzsim.fakeqmp.disks import Disk, content_of
@@ -138,19 +139,19 @@ class GuestWriter:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._turn)
 
     def _turn(self) -> None:
-        machine = self._machine
+        process = self._machine.living
         self._notice_boot()
-        alive = machine.run_state is not None and machine.process.control.is_running
-        frozen = alive and machine.process.agent is not None and machine.process.agent.is_frozen
-        if alive and not frozen and self.record.pending_since_s is None:
-            self._work()
+        if process is not None and process.control.is_running:
+            is_frozen = process.agent is not None and process.agent.is_frozen
+            if not is_frozen and self.record.pending_since_s is None:
+                self._work()
         self._interval_s = min(_INTERVAL_S_MAX, self._interval_s * _PACE_GROWTH)
         self._schedule(self._interval_s)
 
     def _work(self) -> None:
         if not self._cache:
             self._flushed()
-        for _ in range(self._stream.randint(1, _BURST_COUNT_MAX)):
+        for _ in range(1 + int(self._stream.random() * _BURST_COUNT_MAX)):
             if not self._cache or not self._write_one():
                 return
 
@@ -270,16 +271,17 @@ class GuestWriter:
         self._due = []
         self._begun_seq += 1
         version = Version(self._begun_seq, self._mount_count)
+        offset = guest_files.record_offset(version.seq)
         for disk_index, offsets in enumerate(self._offsets):
-            chosen = self._stream.sample(
-                range(len(offsets)), self._stream.randint(1, guest_files.PAGES_PER_RECORD_MAX)
-            )
-            pages = {at: guest_files.encode_page(version, (disk_index, at)) for at in chosen}
+            pages = {}
+            for _ in range(1 + int(self._stream.random() * guest_files.PAGES_PER_RECORD_MAX)):
+                # Perhaps the same one twice: then it is one.
+                at = int(self._stream.random() * len(offsets))
+                pages[at] = guest_files.encode_page(version, (disk_index, at))
             for at, data in pages.items():
                 self._versions[disk_index, at].append(version)
-                self._due.append(self._page_write(disk_index, at, data))
+                self._due.append(_CachedWrite(disk_index, offsets[at], data))
             data = guest_files.encode_record(Record(version=version, pages=pages), disk_index)
-            offset = guest_files.record_offset(version.seq)
             self._cache.append(_CachedWrite(disk_index, offset, data))
         if self._begun_seq % _SUPERBLOCK_EVERY == 0:
             self._queue_superblocks(is_clean=False)
@@ -306,28 +308,31 @@ class GuestWriter:
 
     def _write_one(self) -> bool:
         """Hand any one write of the cache to the device; False if it does not end at once."""
-        entry = self._cache.pop(self._stream.randrange(len(self._cache)))
-        began_s = asyncio.get_running_loop().time()
-        self.record.pending_since_s = began_s
-        failed_before = self.record.failed_count
-        device_id = self._disks[entry.disk_index][0]
-        ended = self._ended(entry, began_s)
-        self._machine.process.requests.submit(device_id, entry.offset_bytes, entry.data, ended)
-        return self.record.pending_since_s is None and self.record.failed_count == failed_before
+        entry = self._cache.pop(int(self._stream.random() * len(self._cache)))
+        record = self.record
+        record.pending_since_s = began_s = asyncio.get_running_loop().time()
+        failed_before = record.failed_count
+        self._machine.process.requests.submit(
+            self._disks[entry.disk_index][0],
+            entry.offset_bytes,
+            entry.data,
+            partial(self._ended, entry, began_s, (self._boot_count, self._mount_count)),
+        )
+        return record.pending_since_s is None and record.failed_count == failed_before
 
-    def _ended(self, entry: _CachedWrite, began_s: float) -> Callable[[int], None]:
-        boot_count, mount_count = self._boot_count, self._mount_count
-
-        def ended(errno_code: int) -> None:
-            if boot_count != self._boot_count:
-                return
-            lasted_s = asyncio.get_running_loop().time() - began_s
-            record = self.record
-            record.pending_since_s = None
-            record.ended_count += 1
-            record.failed_count += errno_code != 0
-            record.longest_s = max(record.longest_s, lasted_s)
-            if errno_code and mount_count == self._mount_count and self._phase is not _Phase.DOWN:
+    def _ended(
+        self, entry: _CachedWrite, began_s: float, begun_in: tuple[int, int], errno_code: int
+    ) -> None:
+        """The device tells the end of a write that was begun in that boot and mount."""
+        boot_count, mount_count = begun_in
+        if boot_count != self._boot_count:
+            return
+        lasted_s = asyncio.get_running_loop().time() - began_s
+        record = self.record
+        record.pending_since_s = None
+        record.ended_count += 1
+        record.longest_s = max(record.longest_s, lasted_s)
+        if errno_code:
+            record.failed_count += 1
+            if mount_count == self._mount_count and self._phase is not _Phase.DOWN:
                 self._cache.append(entry)
-
-        return ended

@@ -3,7 +3,7 @@
 Each example takes a good file, changes it at up to eight places and, where the format has a sum,
 mostly puts the sum right again, so that the damage gets past the first check. What is still
 accepted must be encodable and read the same again. ``make test`` tries a few hundred of each; all
-ten thousand of each, about five minutes::
+ten thousand of each, five to ten minutes::
 
     MUTATION_COUNT=10000 .venv/bin/python -m pytest -n 2 tests/formats/pbs/test_mutations.py
 """
@@ -11,10 +11,12 @@ ten thousand of each, about five minutes::
 from __future__ import annotations
 
 import os
+import resource
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
+import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -55,6 +57,9 @@ from vzdump_qemu.formats.pbs import (
 
 MUTATION_COUNT = int(os.environ.get("MUTATION_COUNT", "250"))
 CONTENT_BYTES_MAX = 1 << 20
+# No file here is longer than a few kilobytes; what a blob claims to hold may be as long as this.
+# The rest is what Hypothesis remembers of all examples.
+GROWTH_KIB_MAX = 640 << 10
 KEY = EncryptionKey(bytes(range(32)))
 STAMP = IndexStamp(uuid=bytes(range(16)), ctime_s=1700000000)
 TEXT = b"scsi0: local:vm-100-disk-0,size=32G\n" * 40
@@ -65,6 +70,17 @@ TOKENS = [
     b"{", b"}", b"[", b"]", b'"', b"\\u", b":", b",", b"null", b"-1", b"1e400", b"9" * 30,
     b"[" * 300, b'{"a":' * 300, b'"csum"', b"\xed\xa0\x80", b"\\ud800", b"NaN", b"true",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_bound() -> Iterator[None]:
+    """However many examples, and whatever they claim to hold: memory stays what it was."""
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+    assert grown_kib < GROWTH_KIB_MAX
+
+
 Edit = tuple[int, int, bytes]
 EDITS = st.lists(
     st.tuples(

@@ -241,3 +241,50 @@ async def test_closing_is_idempotent_and_fails_what_waits() -> None:
         await client.close()
         with pytest.raises(PbsUnreachable):
             await waiting
+
+
+async def test_reply_is_put_into_the_buffer_that_the_request_brought() -> None:
+    async with connected() as (client, peer):
+        peer.on_end = lambda stream, body: peer.answer(stream, bytes(range(200)))
+        buffer = memoryview(bytearray(201))
+        reply = await client.request(replace(GET, reply_buffer=buffer))
+        assert (reply.status, reply.length_bytes, reply.body) == (200, 200, b"")
+        assert bytes(buffer) == bytes(range(200)) + b"\0"
+
+
+async def test_reply_longer_than_its_buffer_is_refused_and_leaves_the_others() -> None:
+    async with connected() as (client, peer):
+        peer.on_end = lambda stream, body: peer.answer(stream, bytes(range(200)))
+        room = bytearray(300)
+        with pytest.raises(PbsError, match="longer than 199 bytes"):
+            await client.request(replace(GET, reply_buffer=memoryview(room)[:199]))
+        assert room[199:] == bytes(101)
+        assert (await client.request(GET)).body == bytes(range(200))
+
+
+async def test_connection_that_ended_before_it_was_used_fails_requests() -> None:
+    client_end, (_, server_writer) = memory_streams()
+    server_writer.close()
+    while not client_end[0].at_eof():
+        await asyncio.sleep(0)
+    client = H2Client(*client_end, timeouts=TIMEOUTS)
+    with pytest.raises(PbsUnreachable, match="ended the connection"):
+        await client.request(GET)
+    await client.close()
+
+
+async def test_what_came_right_behind_the_upgrade_is_read() -> None:
+    client_end, server_end = memory_streams()
+    peer = Peer(*server_end, stream_count_max=1)
+    serving = asyncio.create_task(peer.run())
+    # The settings are here before anybody reads frames.
+    for _ in range(5):
+        await asyncio.sleep(0)
+    client = H2Client(*client_end, timeouts=TIMEOUTS)
+    assert (await client.request(GET)).status == 200
+    peer.open_most = 0
+    await asyncio.gather(*(client.request(GET) for _ in range(5)))
+    assert peer.open_most == 1
+    await client.close()
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)

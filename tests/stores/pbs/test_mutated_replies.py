@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -59,6 +60,8 @@ HANG_S = 20.0
 SETTINGS = settings(
     max_examples=MUTATION_COUNT, deadline=None, suppress_health_check=list(HealthCheck)
 )
+# What one conversation may add to the most that was ever taken: the longest listing, twice.
+GROWTH_KIB_MAX = 64 << 10
 Spoil = Callable[[bytes], bytes]
 
 
@@ -112,6 +115,9 @@ class SpoilingWriter:
     def write(self, data: bytes) -> None:
         self._numbered[0] -= 1
         self._writer.write(self._spoil(bytes(data)) if self._numbered[0] == 0 else data)
+
+    def writelines(self, buffers: Iterable[bytes]) -> None:
+        self.write(b"".join(buffers))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
@@ -194,8 +200,9 @@ async def assert_ends(
     wrap: Callable[[asyncio.StreamWriter], Any],
     between: Callable[[], None] = nothing,
 ) -> bool:
-    """Converse; whether all went well. Everything but a typed error fails."""
+    """Converse; whether all went well. Everything but a typed error fails, and so does hoarding."""
     tasks: list[asyncio.Task[None]] = []
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         async with asyncio.timeout(HANG_S):
             await converse(make_endpoint(pbs, wrap, tasks), between)
@@ -207,6 +214,8 @@ async def assert_ends(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kib
+        assert grown_kib < GROWTH_KIB_MAX
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not {task for task in left if not task.done()}
     return True

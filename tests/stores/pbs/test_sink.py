@@ -222,3 +222,22 @@ async def test_unchanged_part_without_a_base_is_a_bug_of_ours() -> None:
     [error] = await in_threads(lambda: sink.put_unchanged(0, 0, CHUNK))
     assert isinstance(error, InternalError)
     sink.close()
+
+
+async def test_buffers_that_are_used_again_keep_what_is_under_way() -> None:
+    session = MemorySession()
+    count = 12
+    sink = make_sink(session, count * CHUNK, slot_count=3)
+    pieces = [bytes([number]) + PIECES[number % 3][1:] for number in range(1, count + 1)]
+
+    def put(first: int) -> None:
+        for chunk_index in range(first, count, 2):
+            sink.put(0, chunk_index * CHUNK, memoryview(pieces[chunk_index]))
+
+    assert await in_threads(lambda: put(0), lambda: put(1)) == [None, None]
+    assert await in_threads(sink.finish) == [None]
+    decoder = BlobDecoder()
+    found = [bytes(decoder.decode(session.chunks[digest])) for _, digest in session.named[1]]
+    places = [offset_bytes // CHUNK for offset_bytes, _ in session.named[1]]
+    assert sorted(places) == list(range(count))
+    assert all(content == pieces[place] for place, content in zip(places, found, strict=True))

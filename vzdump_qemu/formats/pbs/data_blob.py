@@ -205,6 +205,12 @@ class BlobDecoder:
         """
         parsed = encoded if isinstance(encoded, DataBlob) else DataBlob.parse(encoded)
         parsed.check_crc()
+        return self.decode_summed(parsed, content_bytes_max=content_bytes_max)
+
+    def decode_summed(
+        self, parsed: DataBlob, *, content_bytes_max: int = layout.CONTENT_BYTES_MAX
+    ) -> layout.Buffer:
+        """As `decode`, for a blob whose sum was checked before, or does not matter."""
         payload = parsed.payload
         if parsed.kind.is_encrypted:
             if self._key is None:

@@ -39,6 +39,8 @@ UUID_BYTES: Final = 16
 INDEX_HEADER_BYTES: Final = 4096
 # Disks larger than any storage of today; an index of this size takes 512 MiB of memory.
 DISK_BYTES_MAX: Final = 64 * TIB
+# Of the largest disk; one in smaller chunks than servers make of disks is shorter accordingly.
+INDEX_BYTES_MAX: Final = INDEX_HEADER_BYTES + DISK_BYTES_MAX // CHUNK_BYTES * DIGEST_BYTES
 DYNAMIC_RECORD_COUNT_MAX: Final = 16 * MIB
 
 # magic, crc32

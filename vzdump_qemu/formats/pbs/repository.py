@@ -6,7 +6,6 @@ and secrets held, elsewhere. Source: PBS formats, section 1.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -146,6 +145,9 @@ def _is_host(host: str) -> bool:
         return False
     if ":" not in host:
         return _HOST_NAME.fullmatch(host) is not None
+    # Loaded for the few that need it: every run loads this module.
+    import ipaddress
+
     try:
         # A scope names an interface of this machine and has no place in a stored string.
         return ipaddress.IPv6Address(host).scope_id is None

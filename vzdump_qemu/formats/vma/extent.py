@@ -48,12 +48,26 @@ class VmaExtent:
     Attributes:
         offset_bytes: place of the header in the stream.
         data_bytes: length of the data behind it.
-        runs: what that data is, in stream order, without gaps.
+        stretches: what that data is, in stream order, without gaps: the device, the number of
+            its first block, how many blocks.
     """
 
     offset_bytes: int
     data_bytes: int
-    runs: Sequence[DataRun]
+    stretches: Sequence[tuple[VmaDevice, int, int]]
+
+    def list_runs(self) -> list[DataRun]:
+        """What the data is, in stream order, without gaps.
+
+        Made only for whoever takes the data: a check that skips it needs none.
+        """
+        runs = []
+        for device, first_block, count in self.stretches:
+            offset = first_block * layout.VMA_BLOCK_BYTES
+            length = count * layout.VMA_BLOCK_BYTES
+            kept = length if device.is_vmstate else max(0, min(length, device.size_bytes - offset))
+            runs.append(DataRun(device.vma_dev_id, offset, length, kept))
+        return runs
 
 
 def slot_values(
@@ -110,19 +124,21 @@ def decode_extent(raw: bytes, *, uuid: bytes, book: ClusterBook, offset_bytes: i
             raise VmaError("short vma extent - too many blocks")
         if stored_count < block_count:
             raise VmaError("vma extent error - missing blocks")
-        runs: list[DataRun] = []
+        stretches: list[tuple[VmaDevice, int, int]] = []
         for begin, end in _groups(dev_ids):
             device = book.device(int(dev_ids[begin]))
             if device is None:
                 raise VmaError(f"got wrong dev id {int(dev_ids[begin])}")
             part = slice(begin, end)
             first_block = _enter(book, device, indexes[part], masks[part], per_slot[part])
-            _append_runs(runs, device, _blocks(indexes[part], stored[part], first_block))
+            blocks = _blocks(indexes[part], stored[part], first_block)
+            for at, past in _bounds(np.flatnonzero(blocks[1:] - blocks[:-1] != 1), len(blocks)):
+                stretches.append((device, int(blocks[at]), past - at))
     except VmaError as error:
         raise VmaError(
             f"{error.message} (extent at byte {offset_bytes})", offset_bytes=offset_bytes
         ) from None
-    return VmaExtent(offset_bytes, block_count * layout.VMA_BLOCK_BYTES, runs)
+    return VmaExtent(offset_bytes, block_count * layout.VMA_BLOCK_BYTES, stretches)
 
 
 def _check_fixed_part(raw: bytes, uuid: bytes) -> int:
@@ -219,11 +235,3 @@ def _blocks(
         return np.arange(first_block, first_block + int(stored.sum()), dtype=np.int64)
     numbers = indexes[:, None] * layout.BLOCKS_PER_VMA_CLUSTER + _BIT_NUMBERS
     return numbers[stored.astype(np.bool_)]
-
-
-def _append_runs(runs: list[DataRun], device: VmaDevice, blocks: npt.NDArray[np.int64]) -> None:
-    for begin, end in _bounds(np.flatnonzero(blocks[1:] - blocks[:-1] != 1), len(blocks)):
-        offset = int(blocks[begin]) * layout.VMA_BLOCK_BYTES
-        length = (end - begin) * layout.VMA_BLOCK_BYTES
-        kept = length if device.is_vmstate else max(0, min(length, device.size_bytes - offset))
-        runs.append(DataRun(device.vma_dev_id, offset, length, kept))

@@ -226,7 +226,7 @@ class VmaReader:
         had_header = self._check.header is not None
         self._data_left_bytes = self._check.give(raw)
         if had_header and self._check.extent is not None:
-            self._runs.extend(self._check.extent.runs)
+            self._runs.extend(self._check.extent.list_runs())
             return ExtentRead(self._check.extent)
         if self._check.header is not None:
             return HeaderRead(self._check.header)

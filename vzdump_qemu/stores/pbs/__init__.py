@@ -19,6 +19,7 @@ disks and is the counterpart of `ports.VmaPacker.begin`. To read one, see `Backu
 lists, notes, protection and pruning `DatastoreCalls`. Source: PBS formats.
 """
 
+from vzdump_qemu.secret import Secret
 from vzdump_qemu.stores.pbs.backup_session import BackupSession
 from vzdump_qemu.stores.pbs.disk_upload import UploadStats
 from vzdump_qemu.stores.pbs.endpoint import PbsEndpoint
@@ -34,7 +35,7 @@ from vzdump_qemu.stores.pbs.management import (
 )
 from vzdump_qemu.stores.pbs.reader_session import ReaderSession
 from vzdump_qemu.stores.pbs.restore import BackupReader, DiskProof, read_manifest
-from vzdump_qemu.stores.pbs.secret import Secret, find_secret, read_secret_file
+from vzdump_qemu.stores.pbs.secret import find_secret, read_secret_file
 from vzdump_qemu.stores.pbs.timeouts import Timeouts
 from vzdump_qemu.stores.pbs.tls import TlsTrust
 from vzdump_qemu.stores.pbs.uploader import (

@@ -14,14 +14,7 @@ from typing import Any, Final
 from vzdump_qemu.errors import PbsError, PbsRefused
 from vzdump_qemu.formats.pbs import BackupRef, DataBlob, FileKind, Namespace, parse_digest
 from vzdump_qemu.formats.pbs.json_text import canonical_json
-from vzdump_qemu.formats.pbs.layout import (
-    DIGEST_BYTES,
-    DISK_BYTES_MAX,
-    INDEX_CHUNK_BYTES_MIN,
-    INDEX_HEADER_BYTES,
-    UPLOAD_BYTES_MAX,
-    Buffer,
-)
+from vzdump_qemu.formats.pbs.layout import INDEX_BYTES_MAX, UPLOAD_BYTES_MAX, Buffer
 from vzdump_qemu.stores.pbs.endpoint import PbsEndpoint
 from vzdump_qemu.stores.pbs.h2_stream import SHORT_REPLY_BYTES_MAX, H2Client, H2Request
 from vzdump_qemu.stores.pbs.http1 import BINARY_TYPE, JSON_TYPE
@@ -30,9 +23,6 @@ from vzdump_qemu.stores.pbs.replies import check_status, decode_data, unwrap
 PROTOCOL: Final = "proxmox-backup-protocol-v1"
 WRITER_ID_MAX: Final = 256
 _NO_PREVIOUS: Final = "no valid previous backup"
-_INDEX_BYTES_MAX: Final = (
-    INDEX_HEADER_BYTES + DISK_BYTES_MAX // INDEX_CHUNK_BYTES_MIN * DIGEST_BYTES
-)
 _KINDS: Final = {FileKind.FIXED_INDEX: "fixed", FileKind.DYNAMIC_INDEX: "dynamic"}
 
 
@@ -72,6 +62,10 @@ class BackupSession:
             "/api2/json/backup", session_query(endpoint, namespace, backup), protocol=PROTOCOL
         )
         return cls(client, finish_timeout_s=endpoint.timeouts.finish_s)
+
+    def failure(self) -> PbsError | None:
+        """Why the connection ended, if it did."""
+        return self._client.failure
 
     async def close(self) -> None:
         """End the connection, and with it a backup that is not finished. Idempotent."""
@@ -166,7 +160,7 @@ class BackupSession:
         ]
         await self._ask("POST", f"/{_kind(kind)}_close", query)
 
-    async def previous(self, file_name: str, *, bytes_max: int = _INDEX_BYTES_MAX) -> bytes | None:
+    async def previous(self, file_name: str, *, bytes_max: int = INDEX_BYTES_MAX) -> bytes | None:
         """A file of the previous backup as stored, None if there is none.
 
         The chunks of an index are known to the server from then on: new indexes may name them.

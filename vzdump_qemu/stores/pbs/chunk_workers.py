@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from vzdump_qemu.formats.pbs import (
     chunk_digest,
     layout,
 )
-from vzdump_qemu.stores.system import cpu_count, start_thread
+from vzdump_qemu.stores.system import cpu_count, start_thread, wait_done
 
 # Beyond this the network is what everybody waits for.
 WORKER_COUNT_MAX: Final = 8
@@ -69,16 +70,27 @@ class ChunkEncoder:
         """The digest by which servers know this content."""
         return chunk_digest(content, self._key)
 
-    def encode(self, content: memoryview) -> DataBlob:
-        """Compress and encrypt; the result shares no memory with the content."""
+    def encode(self, content: memoryview, buffer: memoryview | None = None) -> DataBlob:
+        """Compress and encrypt; the result shares no memory with the content.
+
+        Args:
+            buffer: as long as the content; what is encoded is put there, and stays good as long as
+                it is left alone. None has memory taken for it.
+        """
         encoder: BlobEncoder | None = getattr(self._own, "encoder", None)
         if encoder is None:
             encoder = self._own.encoder = BlobEncoder(key=self._key, compress=self._compress)
         iv = b"" if self._key is None else self._chance(layout.IV_BYTES)
         chunk = encoder.encode(content, iv=iv)
+        if buffer is not None:
+            # Compressed too: the memory that it is in now is good for the next one, and fresh
+            # memory costs as much as hashing what is put there.
+            payload = buffer[: len(chunk.payload)]
+            payload[:] = chunk.payload
+            return replace(chunk, payload=payload)
         if chunk.kind.is_encrypted or chunk.kind.is_compressed:
             return chunk
-        return DataBlob(kind=chunk.kind, crc=chunk.crc, iv=b"", tag=b"", payload=bytes(content))
+        return replace(chunk, payload=bytes(content))
 
 
 class DecodeWorkers:
@@ -107,6 +119,11 @@ class DecodeWorkers:
         """Let the threads end once they have done what they were given. Idempotent."""
         for _ in self._threads:
             self._jobs.put(None)
+
+    async def wait_ended(self) -> None:
+        """Wait until no thread does anything any more; only after `close`."""
+        for thread in self._threads:
+            await wait_done(thread)
 
     def _work(self) -> None:
         decoder = BlobDecoder(key=self._key)

@@ -11,7 +11,6 @@ For one event loop: every method is called from there, and nothing is locked.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,12 +21,12 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
-import h2.frame_buffer
 import h2.settings
-from hyperframe.frame import DataFrame, Frame
 
 from vzdump_qemu.errors import PbsError, PbsUnreachable
+from vzdump_qemu.formats.pbs.h2_frames import BulkConnection, TakeData
 from vzdump_qemu.formats.pbs.layout import Buffer
+from vzdump_qemu.stores.pbs.h2_line import H2Line
 from vzdump_qemu.stores.pbs.http1 import join_target
 from vzdump_qemu.stores.pbs.timeouts import Timeouts
 from vzdump_qemu.units import KIB, MIB
@@ -36,10 +35,11 @@ from vzdump_qemu.units import KIB, MIB
 TARGET_BYTES_MAX: Final = 4096
 # Replies that are not asked to be longer: JSON and messages.
 SHORT_REPLY_BYTES_MAX: Final = 64 * KIB
-_READ_BYTES: Final = MIB
-# Between two frames other streams have their turn; larger ones cost fewer cycles for each byte.
-_SENT_FRAME_BYTES_MAX: Final = MIB
+# Between two frames other streams have their turn; larger ones cost fewer cycles for each byte. As
+# long as a chunk, which is what servers of PBS take.
+_SENT_FRAME_BYTES_MAX: Final = 4 * MIB
 _RECEIVED_FRAME_BYTES_MAX: Final = MIB
+_JOINED_BYTES_MAX: Final = 4 * KIB
 _HEADER_BYTES_MAX: Final = 64 * KIB
 # Every chunk of a parallel restore under way at once, so that none waits for credit.
 _STREAM_WINDOW_BYTES: Final = 16 * MIB
@@ -56,6 +56,8 @@ class H2Request:
     Attributes:
         body: buffers in order, not copied: leave them alone until the reply.
         reply_bytes_max: a longer reply is an error.
+        reply_buffer: where the reply is put, and how long it may be at most; leave it alone until
+            the reply is here. None has memory taken for it.
         timeout_s: of the whole request; None for the connection's own.
         may_stall: the server may be silent for all that time, as it has much to do.
     """
@@ -66,32 +68,61 @@ class H2Request:
     body: Sequence[Buffer] = field(default=(), repr=False)
     content_type: str = ""
     reply_bytes_max: int = SHORT_REPLY_BYTES_MAX
+    reply_buffer: memoryview | None = field(default=None, repr=False)
     timeout_s: float | None = None
     may_stall: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class H2Reply:
-    """Status and whole body."""
+    """Status and length of the reply, and all of it unless it is in the request's buffer."""
 
     status: int
+    length_bytes: int
     body: bytes = field(repr=False)
 
 
 class _Exchange:
     """A request under way."""
 
-    __slots__ = ("body_parts", "bytes_max", "may_stall", "reply", "status", "total_bytes", "wake")
+    __slots__ = (
+        "_body", "_buffer", "_bytes_max", "_total_bytes", "may_stall", "reply", "status", "wake",
+    )  # fmt: skip
 
     def __init__(self, request: H2Request) -> None:
-        self.bytes_max = request.reply_bytes_max
+        self._buffer = request.reply_buffer
+        self._bytes_max = request.reply_bytes_max if self._buffer is None else len(self._buffer)
+        # One object, however small the pieces are that a server sends.
+        self._body = bytearray()
+        self._total_bytes = 0
         self.may_stall = request.may_stall
         self.status = 0
-        self.body_parts: list[bytes] = []
-        self.total_bytes = 0
         self.reply: asyncio.Future[H2Reply] = asyncio.get_running_loop().create_future()
         # There is credit to send, or no reason to send any more.
         self.wake = asyncio.Event()
+
+    def take(self, piece: memoryview) -> None:
+        """Keep a piece of the reply."""
+        begin = self._total_bytes
+        self._total_bytes += len(piece)
+        if self._total_bytes > self._bytes_max:
+            self._body.clear()
+            self.fail(PbsError(f"server's reply is longer than {self._bytes_max} bytes"))
+        elif self._buffer is None:
+            self._body += piece
+        else:
+            self._buffer[begin : self._total_bytes] = piece
+
+    def end(self) -> None:
+        """The reply is whole."""
+        if self.reply.done():
+            return
+        body = bytes(self._body)
+        self._body.clear()
+        self.reply.set_result(
+            H2Reply(status=self.status, length_bytes=self._total_bytes, body=body)
+        )
+        self.wake.set()
 
     def fail(self, error: PbsError) -> None:
         if not self.reply.done():
@@ -107,8 +138,6 @@ class H2Client:
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, timeouts: Timeouts
     ) -> None:
-        self._reader = reader
-        self._writer = writer
         self._timeouts = timeouts
         self._exchanges: dict[int, _Exchange] = {}
         self._failure: PbsError | None = None
@@ -116,9 +145,9 @@ class H2Client:
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._moved_at = self._loop.time()
-        self._connection = _make_connection()
+        self._connection = _make_connection(self._take_data)
+        self._line = H2Line(reader, writer, on_data=self._receive, on_end=self._fail)
         self._write_pending()
-        self._receiving = asyncio.create_task(self._receive(), name="pbs-receive")
         self._watch: asyncio.TimerHandle | None = None
         self._watch_stall()
 
@@ -161,8 +190,7 @@ class H2Client:
                 self._connection.close_connection()
                 self._write_pending()
         self.abort()
-        self._receiving.cancel()
-        await asyncio.wait([self._receiving])
+        await self._line.aborted()
 
     async def _carry_out(self, request: H2Request, target: str) -> H2Reply:
         await self._wait_for_room()
@@ -177,8 +205,9 @@ class H2Client:
         self._touch_if_idle()
         self._exchanges[stream_id] = exchange
         try:
-            async with self._send_turn:
-                await self._flush()
+            if not request.body:
+                async with self._send_turn:
+                    await self._flush()
             await self._send_body(stream_id, exchange, request.body)
             return await exchange.reply
         finally:
@@ -211,7 +240,9 @@ class H2Client:
                         continue
                     is_last = number == len(views) and count == len(view)
                     self._send_data(stream_id, view[:count], is_last=is_last)
-                    await self._flush()
+                    # What is short goes with what follows it.
+                    if is_last or count > _JOINED_BYTES_MAX:
+                        await self._flush()
                 view = view[count:]
                 if not len(view):
                     break
@@ -223,6 +254,7 @@ class H2Client:
             count = self._credit(stream_id, wanted_bytes)
             if count or not wanted_bytes or exchange.reply.done():
                 return count
+            self._write_pending()
             await exchange.wake.wait()
 
     def _credit(self, stream_id: int, wanted_bytes: int) -> int:
@@ -242,16 +274,12 @@ class H2Client:
 
     async def _flush(self) -> None:
         self._write_pending()
-        try:
-            await self._writer.drain()
-        except (OSError, ssl.SSLError) as error:
-            self._fail(_lost(error))
+        await self._line.drain()
         self._check()
         self._moved_at = self._loop.time()
 
     def _write_pending(self) -> None:
-        if (data := self._connection.data_to_send()) and not self._writer.transport.is_closing():
-            self._writer.write(data)
+        self._line.write(self._connection.buffers_to_send())
 
     def _reset_unless_ended(self, stream_id: int) -> None:
         """Tell the server that nobody waits for the rest, if there is one."""
@@ -264,34 +292,33 @@ class H2Client:
             self._connection.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
             self._write_pending()
 
-    async def _receive(self) -> None:
+    def _receive(self, data: memoryview) -> None:
+        if self._failure is not None:
+            return
         try:
-            while data := await self._reader.read(_READ_BYTES):
-                for event in self._connection.receive_data(data):
-                    self._handle(event)
-                self._write_pending()
-                if self._writer.transport.get_write_buffer_size() > _UNSENT_BYTES_MAX:
-                    self._fail(PbsError("server makes us answer and does not read"))
-                if self._failure is not None:
-                    return
+            for event in self._connection.receive_data(data):
+                self._handle(event)
         except h2.exceptions.H2Error as error:
             self._fail(self._broken(error))
-        except (OSError, ssl.SSLError) as error:
-            self._fail(_lost(error))
-        else:
-            self._fail(PbsUnreachable("server ended the connection"))
+            return
+        self._write_pending()
+        if self._line.unsent_bytes > _UNSENT_BYTES_MAX:
+            self._fail(PbsError("server makes us answer and does not read"))
 
     def _handle(self, event: h2.events.Event) -> None:
         match event:
             case h2.events.DataReceived():
-                self._take_data(event)
+                # Given back at once: what is held is bounded by the replies that are awaited.
+                self._connection.acknowledge_received_data(
+                    event.flow_controlled_length or 0, event.stream_id
+                )
             case h2.events.ResponseReceived():
                 self._take_status(event)
             case h2.events.StreamEnded():
-                self._end_reply(event.stream_id)
+                if (exchange := self._exchanges.get(event.stream_id)) is not None:
+                    exchange.end()
             case h2.events.StreamReset():
-                exchange = self._exchanges.get(event.stream_id)
-                if exchange is not None:
+                if (exchange := self._exchanges.get(event.stream_id)) is not None:
                     exchange.fail(PbsError(f"server broke off a request ({_code(event)})"))
             case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
                 self._moved_at = self._loop.time()
@@ -301,22 +328,11 @@ class H2Client:
             case h2.events.ConnectionTerminated():
                 self._fail(PbsUnreachable(f"server ended the connection ({_code(event)})"))
 
-    def _take_data(self, event: h2.events.DataReceived) -> None:
-        # Credit is given back at once: what is held is bounded by the replies that are awaited.
-        self._connection.acknowledge_received_data(
-            event.flow_controlled_length or 0, event.stream_id
-        )
-        exchange = self._exchanges.get(event.stream_id)
-        data = event.data or b""
-        if exchange is None or exchange.reply.done() or not data:
-            return
-        self._moved_at = self._loop.time()
-        exchange.total_bytes += len(data)
-        if exchange.total_bytes > exchange.bytes_max:
-            exchange.body_parts.clear()
-            exchange.fail(PbsError(f"server's reply is longer than {exchange.bytes_max} bytes"))
-        else:
-            exchange.body_parts.append(data)
+    def _take_data(self, stream_id: int, piece: memoryview) -> None:
+        exchange = self._exchanges.get(stream_id)
+        if exchange is not None and not exchange.reply.done():
+            self._moved_at = self._loop.time()
+            exchange.take(piece)
 
     def _take_status(self, event: h2.events.ResponseReceived) -> None:
         exchange = self._exchanges.get(event.stream_id)
@@ -328,16 +344,6 @@ class H2Client:
                 exchange.status = int(value)
         if not exchange.status:
             exchange.fail(PbsError("server's reply has no status"))
-
-    def _end_reply(self, stream_id: int) -> None:
-        exchange = self._exchanges.get(stream_id)
-        if exchange is None or exchange.reply.done():
-            return
-        exchange.reply.set_result(
-            H2Reply(status=exchange.status, body=b"".join(exchange.body_parts))
-        )
-        exchange.body_parts.clear()
-        exchange.wake.set()
 
     def _watch_stall(self) -> None:
         """Look again a few times within the time that a stall may last."""
@@ -368,8 +374,7 @@ class H2Client:
         for exchange in self._exchanges.values():
             exchange.fail(type(error)(error.message, hint=error.hint))
         self._room.set()
-        # Not closed: that would wait for the other side's goodbye.
-        self._writer.transport.abort()
+        self._line.abort()
 
     def _broken(self, error: h2.exceptions.H2Error) -> PbsError:
         if self._failure is not None:
@@ -377,20 +382,9 @@ class H2Client:
         return PbsError(f"server broke the HTTP/2 protocol: {str(error) or type(error).__name__}")
 
 
-class _QuietFrames(h2.frame_buffer.FrameBuffer):
-    """Frames that are cheap to describe: the library renders every one of them for its log."""
-
-    def __next__(self) -> Frame:
-        frame = super().__next__()
-        if isinstance(frame, DataFrame):
-            # Costs as much as hashing the chunk otherwise; nothing but the log asks for it.
-            frame.__dict__["_body_repr"] = str
-        return frame
-
-
-def _make_connection() -> h2.connection.H2Connection:
-    connection = h2.connection.H2Connection(
-        h2.config.H2Configuration(client_side=True, header_encoding=None)
+def _make_connection(take_data: TakeData) -> BulkConnection:
+    connection = BulkConnection(
+        h2.config.H2Configuration(client_side=True, header_encoding=None), take_data
     )
     codes = h2.settings.SettingCodes
     # Replaced, not updated: an update is announced only with the next settings.
@@ -405,7 +399,6 @@ def _make_connection() -> h2.connection.H2Connection:
     )
     connection.max_inbound_frame_size = _RECEIVED_FRAME_BYTES_MAX
     connection.decoder.max_header_list_size = _HEADER_BYTES_MAX
-    connection.incoming_buffer = _QuietFrames(server=False)
     connection.initiate_connection()
     connection.increment_flow_control_window(
         _CONNECTION_WINDOW_BYTES - connection.inbound_flow_control_window
@@ -428,7 +421,3 @@ def _headers(request: H2Request, target: str) -> list[tuple[str, str]]:
 def _code(event: h2.events.StreamReset | h2.events.ConnectionTerminated) -> str:
     code = event.error_code
     return code.name if isinstance(code, h2.errors.ErrorCodes) else f"error {code}"
-
-
-def _lost(error: OSError) -> PbsUnreachable:
-    return PbsUnreachable(f"the connection to the server was lost - {error.strerror or error}")

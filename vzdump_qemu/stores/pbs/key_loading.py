@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from vzdump_qemu.errors import PbsKeyError
-from vzdump_qemu.formats.pbs import CryptMode, EncryptionKey, decode_key_file, unlock_key_file
-from vzdump_qemu.stores.pbs.secret import Secret, find_secret
+from vzdump_qemu.formats.pbs import (
+    CryptMode,
+    EncryptionKey,
+    KeyFile,
+    decode_key_file,
+    unlock_key_file,
+)
+from vzdump_qemu.formats.pbs.master_key import SEED_BYTES_MIN, wrap_key
+from vzdump_qemu.secret import Secret
+from vzdump_qemu.stores.pbs.secret import find_secret
 
 PASSPHRASE_VARIABLE: Final = "PBS_ENCRYPTION_PASSWORD"
 PASSPHRASE_CREDENTIAL: Final = "pbs-encryption-password"
@@ -57,7 +65,12 @@ def load_backup_key(
     Raises:
         PbsKeyError: a file is missing or unusable, or the passphrase is missing or wrong.
     """
-    key_file = decode_key_file(_read(key_path, "encryption key"))
+    key_file = read_key_file(key_path)
+    if key_file.needs_passphrase and passphrase is None:
+        raise PbsKeyError(
+            f"encryption key '{key_path}' is protected by a passphrase",
+            hint=f"set {PASSPHRASE_VARIABLE}, or {PASSPHRASE_VARIABLE}_FILE to the path of a file",
+        )
     given = None if passphrase is None else passphrase.reveal().encode()
     return BackupKey(
         key=unlock_key_file(key_file, given),
@@ -65,6 +78,23 @@ def load_backup_key(
         created_s=key_file.created_s,
         master_pem=_read(master_path, "master key") if master_path else b"",
     )
+
+
+def read_key_file(path: str) -> KeyFile:
+    """A key file as it lies there, not unlocked. Raises PbsKeyError."""
+    return decode_key_file(_read(path, "encryption key"))
+
+
+def check_master_key(key: BackupKey, *, now_s: int) -> None:
+    """Raise PbsKeyError if the key could not be wrapped; the outcome is thrown away."""
+    if key.master_pem:
+        wrap_key(
+            key.master_pem,
+            key.key,
+            created_s=key.created_s,
+            modified_s=now_s,
+            seed=bytes(SEED_BYTES_MIN),
+        )
 
 
 def find_passphrase(environment: Mapping[str, str]) -> Secret | None:

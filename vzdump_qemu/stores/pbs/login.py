@@ -18,8 +18,8 @@ from vzdump_qemu.errors import PbsCorrupt, PbsError, PbsRefused
 from vzdump_qemu.formats.pbs import AuthId
 from vzdump_qemu.formats.pbs.json_text import canonical_json, decode_json
 from vzdump_qemu.ports import Clock
+from vzdump_qemu.secret import Secret
 from vzdump_qemu.stores.pbs.http1 import JSON_TYPE, Http1Request
-from vzdump_qemu.stores.pbs.secret import Secret
 from vzdump_qemu.units import KIB, NS_PER_S
 
 # Tickets live for two hours; the reference client renews as often as this.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from vzdump_qemu.formats.pbs import BackupRef, Namespace
-from vzdump_qemu.formats.pbs.layout import ENCODED_BYTES_MAX, UPLOAD_BYTES_MAX
+from vzdump_qemu.formats.pbs.layout import ENCODED_BYTES_MAX
 from vzdump_qemu.stores.pbs.backup_session import session_query
 from vzdump_qemu.stores.pbs.endpoint import PbsEndpoint
-from vzdump_qemu.stores.pbs.h2_stream import H2Client, H2Request
+from vzdump_qemu.stores.pbs.h2_stream import SHORT_REPLY_BYTES_MAX, H2Client, H2Request
 from vzdump_qemu.stores.pbs.replies import check_status
 from vzdump_qemu.units import MIB
 
@@ -48,9 +48,17 @@ class ReaderSession:
         """A file as stored. Only the chunks of indexes that were downloaded can be read."""
         return await self._get("/download", ("file-name", file_name), bytes_max)
 
-    async def chunk(self, digest: bytes, *, bytes_max: int = UPLOAD_BYTES_MAX) -> bytes:
-        """An encoded chunk; nothing is proved of it yet."""
-        return await self._get("/chunk", ("digest", digest.hex()), bytes_max)
+    async def chunk(self, digest: bytes, buffer: memoryview) -> memoryview:
+        """An encoded chunk, put into the buffer, which bounds it; nothing is proved of it yet."""
+        request = H2Request(
+            method="GET", path="/chunk", query=(("digest", digest.hex()),), reply_buffer=buffer
+        )
+        reply = await self._client.request(request)
+        encoded = buffer[: reply.length_bytes]
+        if reply.status != 200:
+            words = bytes(encoded[:SHORT_REPLY_BYTES_MAX])
+            check_status(reply.status, words, asked="GET /chunk")
+        return encoded
 
     async def speed_test(self) -> bytes:
         """A mebibyte of nothing."""

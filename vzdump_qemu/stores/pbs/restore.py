@@ -8,10 +8,13 @@ nothing that failed its proof is written. Source: PBS formats, section 5.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+import numpy as np
 
 from vzdump_qemu.errors import PbsCorrupt, PbsKeyError, TargetError
 from vzdump_qemu.formats.pbs import (
@@ -35,13 +38,18 @@ from vzdump_qemu.formats.pbs import (
 )
 from vzdump_qemu.formats.pbs.manifest import MANIFEST_BYTES_MAX
 from vzdump_qemu.formats.pbs.names import MANIFEST_NAME
+from vzdump_qemu.formats.vma import stored_blocks
+from vzdump_qemu.formats.vma.layout import VMA_BLOCK_BYTES
 from vzdump_qemu.stores.pbs.chunk_workers import DecodeWorkers, worker_count
 from vzdump_qemu.stores.pbs.endpoint import PbsEndpoint
 from vzdump_qemu.stores.pbs.reader_session import ReaderSession
 from vzdump_qemu.stores.system import run_blocking
+from vzdump_qemu.units import KIB
 
 # As many as the reference library fetches; each takes a chunk twice in memory.
 FETCH_COUNT: Final = 16
+# What does not shrink is kept as it is; this is for one who keeps it nevertheless.
+_ENCODED_SLACK_BYTES: Final = 64 * KIB
 
 # Offset, content or None for zeroes, length.
 _Write: TypeAlias = "Callable[[int, layout.Buffer | None, int], None]"
@@ -123,7 +131,9 @@ class BackupReader:
         largest = FixedGeometry(
             size_bytes=entry.size_bytes, chunk_bytes=layout.INDEX_CHUNK_BYTES_MIN
         )
-        raw = await self._session.download(file_name, bytes_max=largest.index_bytes)
+        # The manifest of a server that lies may claim any size.
+        bytes_max = min(largest.index_bytes, layout.INDEX_BYTES_MAX)
+        raw = await self._session.download(file_name, bytes_max=bytes_max)
         index = FixedIndex.decode(raw)
         entry.check(size_bytes=index.geometry.size_bytes, csum=index.index_csum())
         return index
@@ -148,9 +158,10 @@ class BackupReader:
         """
 
         def write(offset_bytes: int, content: layout.Buffer | None, length_bytes: int) -> None:
-            if content is None and is_zeroed:
-                return
-            _write(target_fd, offset_bytes, content or bytes(length_bytes))
+            if not is_zeroed:
+                _write(target_fd, offset_bytes, content or bytes(length_bytes))
+            elif content is not None:
+                _write_stored(target_fd, offset_bytes, memoryview(content))
 
         return await self._move(file_name, write, thread_count, on_progress)
 
@@ -184,6 +195,8 @@ class BackupReader:
             return await mover.run(on_progress)
         finally:
             workers.close()
+            # Whoever called may close the target now: its number may soon be another file's.
+            await workers.wait_ended()
 
     def _entry(self, file_name: str, kind: FileKind) -> ManifestEntry:
         if file_kind(file_name) is not kind:
@@ -237,10 +250,14 @@ class _Mover:
     async def run(self, on_progress: Callable[[int], None] | None) -> DiskProof:
         """Move everything. The first failure ends it; nothing is left running."""
         chunks = enumerate(self._index)
+        buffer_bytes = self._index.geometry.chunk_bytes + _ENCODED_SLACK_BYTES
 
         async def move_some() -> None:
+            # Used again and again: fresh memory costs as much as proving what is put there. Pages
+            # that nothing reaches are never taken.
+            buffer = memoryview(mmap.mmap(-1, buffer_bytes))
             for chunk_index, digest in chunks:
-                await self._move_one(chunk_index, digest)
+                await self._move_one(chunk_index, digest, buffer)
                 if on_progress is not None:
                     on_progress(self._index.geometry.chunk_length_bytes(chunk_index))
 
@@ -259,7 +276,7 @@ class _Mover:
             zero_count=self._zero_count,
         )
 
-    async def _move_one(self, chunk_index: int, digest: bytes) -> None:
+    async def _move_one(self, chunk_index: int, digest: bytes, buffer: memoryview) -> None:
         geometry = self._index.geometry
         length_bytes = geometry.chunk_length_bytes(chunk_index)
         offset_bytes = geometry.chunk_offset_bytes(chunk_index)
@@ -274,7 +291,7 @@ class _Mover:
             if digest in self._seen:
                 return
             self._seen.add(digest)
-        encoded = await self._session.chunk(digest)
+        encoded = await self._session.chunk(digest, buffer)
         self._fetched_count += 1
 
         def prove(decoder: BlobDecoder) -> None:
@@ -314,6 +331,17 @@ async def _fetch_manifest(
         check_key(manifest, key)
         check_signature(manifest, key)
     return manifest
+
+
+def _write_stored(fd: int, offset_bytes: int, content: memoryview) -> None:
+    """Write what is not zero, so that the rest takes no room in the target either."""
+    stored = stored_blocks(content)
+    if stored.all():
+        _write(fd, offset_bytes, content)
+        return
+    changes = np.flatnonzero(np.diff(stored, prepend=False, append=False)) * VMA_BLOCK_BYTES
+    for begin, end in changes.reshape(-1, 2).tolist():
+        _write(fd, offset_bytes + begin, content[begin:end])
 
 
 def _write(fd: int, offset_bytes: int, content: layout.Buffer) -> None:

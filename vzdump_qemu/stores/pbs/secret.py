@@ -1,50 +1,23 @@
-"""Secrets: passwords, token secrets and passphrases, and where they are read from.
+"""Where passwords, token secrets and passphrases are read from.
 
-Owns reading them from the environment, a file or a systemd credential, never from arguments, and
-that no text made of them shows them. Who the secret belongs to is left to `login` and
-`key_loading`. Source: host behaviour 5.8; PBS formats, section 2.
+Owns reading them from the environment, a file or a systemd credential, never from arguments. Who
+a secret belongs to is left to `login` and `key_loading`. Source: host behaviour
+5.8; PBS formats, section 2.
 """
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Mapping
 from typing import Final
 
 from vzdump_qemu.errors import PbsError
+from vzdump_qemu.secret import Secret
 
 # What anybody has to type or paste; a longer one is a wrong file.
 SECRET_BYTES_MAX: Final = 4096
 # Where systemd puts the credentials of a unit.
 _CREDENTIALS_DIRECTORY: Final = "CREDENTIALS_DIRECTORY"
-
-
-class Secret:
-    """A secret text that shows itself to `reveal` alone."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """The secret, for the wire and for deriving keys."""
-        return self._text
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Secret):
-            return NotImplemented
-        return hmac.compare_digest(self._text.encode(), other._text.encode())
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a secret is not to be copied into files")
 
 
 def read_secret_file(path: str) -> Secret:

@@ -9,7 +9,9 @@ waits for those that wait for the chunk. Source: PBS formats, sections 4 and 6.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
 from contextlib import suppress
@@ -69,6 +71,8 @@ class PbsSink:
         self._tasks: set[asyncio.Task[None]] = set()
         self._entries: tuple[ManifestEntry, ...] | None = None
         self._unchanged_bytes = 0
+        # Of chunks that the server has confirmed; taken and given back by several threads.
+        self._buffers: deque[memoryview] = deque()
 
     @property
     def entries(self) -> tuple[ManifestEntry, ...] | None:
@@ -183,13 +187,23 @@ class PbsSink:
             return
         content = memoryview(bytes(layout.CHUNK_BYTES)) if data is None else data
         size_bytes = len(content)
-        encoded = self._encoder.encode(content)
+        buffer = self._take_buffer()
+        encoded = self._encoder.encode(content, buffer)
 
         async def deliver() -> None:
             await self._arrivals.deliver(disk.writer_id, digest, encoded, size_bytes=size_bytes)
+            # Only where all was well: otherwise somebody may still be sending from it.
+            self._buffers.append(buffer)
             await disk.name(chunks)
 
         self._hand_over(deliver)
+
+    def _take_buffer(self) -> memoryview:
+        try:
+            return self._buffers.pop()
+        except IndexError:
+            # Never more than slots, as each holds one at most.
+            return memoryview(mmap.mmap(-1, layout.CHUNK_BYTES))
 
     async def _name(self, disk: DiskUpload, chunks: Sequence[ChunkName]) -> None:
         await self._arrivals.wait(chunks[0][1])

@@ -8,15 +8,12 @@ Source: PBS formats, sections 4, 8 and 9; failure modes, rows 71 to 76.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Final
 
-from vzdump_qemu.disk_ports import DiskOrigin, DiskReader
+from vzdump_qemu.disk_ports import DiskOrigin
 from vzdump_qemu.errors import InternalError, PbsError, PbsRefused, PbsUnreachable
 from vzdump_qemu.formats.pbs import (
     BackupRef,
@@ -32,12 +29,10 @@ from vzdump_qemu.formats.pbs import (
     file_kind,
     sign_manifest,
     wrap_key,
-    zero_chunk_digest,
 )
 from vzdump_qemu.formats.pbs.manifest import MANIFEST_BYTES_MAX
 from vzdump_qemu.formats.pbs.names import MANIFEST_NAME, RSA_KEY_NAME
-from vzdump_qemu.ports import Clock
-from vzdump_qemu.stores.disk_pump import DiskPump
+from vzdump_qemu.ports import Clock, DiskTransfer
 from vzdump_qemu.stores.pbs.backup_session import BackupSession
 from vzdump_qemu.stores.pbs.chunk_workers import ChunkEncoder, worker_count
 from vzdump_qemu.stores.pbs.disk_upload import ChunkArrivals, DiskUpload, UploadStats
@@ -50,16 +45,18 @@ from vzdump_qemu.stores.pbs.known_chunks import (
     fetch_previous_index,
     reuse_refusal,
 )
+from vzdump_qemu.stores.pbs.moving import (
+    BeginMoving,
+    Delivery,
+    Moved,
+    OpenReader,
+    threaded_moving,
+)
 from vzdump_qemu.stores.pbs.restore import read_manifest
-from vzdump_qemu.stores.pbs.sink import PbsSink
-from vzdump_qemu.stores.raw_disk import RawDisk
-from vzdump_qemu.stores.system import run_blocking, start_thread
 
 _SEED_BYTES: Final = 64
 _LOOK_COUNT: Final = 6
 _LOOK_PAUSE_S: Final = 5.0
-
-OpenReader: TypeAlias = Callable[[DiskOrigin], DiskReader]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +110,7 @@ class PbsUploader:
         compress: whether to try.
         chance: returns that many bytes that nobody can foresee.
         thread_count: of threads that read, hash and compress.
+        begin_moving: moves disks in another way than by threads; `open_nbd` is not used then.
     """
 
     def __init__(
@@ -124,13 +122,15 @@ class PbsUploader:
         compress: bool = True,
         chance: Callable[[int], bytes] = os.urandom,
         thread_count: int = 0,
+        begin_moving: BeginMoving | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.clock = clock
-        self.open_nbd = open_nbd
         self.compress = compress
         self.chance = chance
-        self.thread_count = thread_count or worker_count()
+        self.begin_moving = begin_moving or threaded_moving(
+            open_nbd, thread_count=thread_count or worker_count()
+        )
 
     async def open(
         self,
@@ -151,25 +151,51 @@ class PbsUploader:
             PbsError: not the server that is trusted, or content that no backup can have.
         Cancelled: the server forgets the backup.
         """
-        if len({disk.device_id for disk in disks}) != len(disks):
-            raise PbsError("a disk is named twice")
+        upload = await self.connect(backup, namespace=namespace, key=key)
+        try:
+            await upload.begin_indexes(disks)
+            await upload.send_configs(configs)
+        except BaseException:
+            upload.cut()
+            raise
+        return upload
+
+    async def connect(
+        self,
+        backup: BackupRef,
+        *,
+        namespace: Namespace = Namespace(),  # noqa: B008 - a value that nobody can change
+        key: BackupKey | None = None,
+    ) -> PbsUpload:
+        """The first part of `open`: connect and look at the previous backup.
+
+        Raises: as `open`.
+        Cancelled: the server forgets the backup.
+        """
         wrapped = _wrapped_key(key, self.chance, int(self.clock.wall_s()))
         session = await BackupSession.open(self.endpoint, namespace, backup)
         try:
             previous = await fetch_previous(session, backup.backup_group, key)
-            upload = PbsUpload(
-                self, session, backup=backup, namespace=namespace, key=key, wrapped_key=wrapped
-            )
-            await upload.begin_indexes(disks, previous)
-            await upload.send_configs(configs)
         except BaseException:
             session.abort()
             raise
-        return upload
+        return PbsUpload(
+            self,
+            session,
+            backup=backup,
+            namespace=namespace,
+            key=key,
+            wrapped_key=wrapped,
+            previous=previous,
+        )
 
 
 class PbsUpload:
-    """One backup in the making; made by `PbsUploader.open`."""
+    """One backup in the making; made by `PbsUploader`.
+
+    Attributes:
+        previous: the group's last backup, as far as it is of use.
+    """
 
     def __init__(
         self,
@@ -180,7 +206,9 @@ class PbsUpload:
         namespace: Namespace,
         key: BackupKey | None,
         wrapped_key: bytes,
+        previous: PreviousBackup,
     ) -> None:
+        self.previous = previous
         self._uploader = uploader
         self._session = session
         self._backup = backup
@@ -194,27 +222,29 @@ class PbsUpload:
         self._device_ids: list[str] = []
         self._reuse: list[DiskReuse] = []
         self._entries: list[ManifestEntry] = []
-        self._sink: PbsSink | None = None
+        self._moved: Moved | None = None
 
     @property
     def reuse(self) -> Sequence[DiskReuse]:
         """For each disk, in order; known before any disk is opened."""
         return tuple(self._reuse)
 
-    async def begin_indexes(self, disks: Sequence[PbsDisk], previous: PreviousBackup) -> None:
-        """Begin the index of every disk; for `PbsUploader`."""
+    async def begin_indexes(self, disks: Sequence[PbsDisk]) -> None:
+        """Begin the index of every disk, once. Raises as `PbsUploader.open`."""
+        if len({disk.device_id for disk in disks}) != len(disks):
+            raise PbsError("a disk is named twice")
         for disk in disks:
-            self._disks.append(await self._begin_index(disk, previous))
+            self._disks.append(await self._begin_index(disk, self.previous))
             self._device_ids.append(disk.device_id)
 
     async def send_configs(self, configs: Sequence[tuple[str, bytes]]) -> None:
-        """Send the configurations; for `PbsUploader`."""
+        """Send the configurations. Raises as `PbsUploader.open`."""
         for name, content in configs:
             await self._send_blob(f"{name}.blob", content)
 
     async def begin(
         self, origins: Sequence[DiskOrigin], *, rate_limit_bytes_per_s: int = 0
-    ) -> DiskPump:
+    ) -> DiskTransfer:
         """Open every disk, then begin to move them.
 
         Args:
@@ -236,30 +266,27 @@ class PbsUpload:
             origin if reuse.is_incremental else replace(origin, bitmap_name="")
             for origin, reuse in zip(origins, self._reuse, strict=True)
         ]
-        zero_digest = await run_blocking(lambda: zero_chunk_digest(self._data_key))
-        opening = start_thread(lambda: self._open_all(trusted), name="open-disks")
-        try:
-            readers = await asyncio.wrap_future(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_opened)
-            raise
         uploader = self._uploader
-        self._sink = PbsSink(
-            self._session,
-            self._disks,
-            arrivals=ChunkArrivals(self._session, self._known),
-            encoder=ChunkEncoder(
-                key=self._data_key, compress=uploader.compress, chance=uploader.chance
+        moving = await uploader.begin_moving(
+            Delivery(
+                session=self._session,
+                disks=self._disks,
+                arrivals=ChunkArrivals(self._session, self._known),
+                encoder=ChunkEncoder(
+                    key=self._data_key, compress=uploader.compress, chance=uploader.chance
+                ),
+                data_key=self._data_key,
+                clock=uploader.clock,
+                rate_limit_bytes_per_s=rate_limit_bytes_per_s,
             ),
-            zero_digest=zero_digest,
+            trusted,
         )
-        return DiskPump(
-            readers,
-            self._sink,
-            clock=uploader.clock,
-            rate_limit_bytes_per_s=rate_limit_bytes_per_s,
-            worker_count=uploader.thread_count,
-        )
+        self._moved = moving.moved
+        return moving.transfer
+
+    def failure(self) -> PbsError | None:
+        """Why the connection ended, if it did."""
+        return self._session.failure()
 
     async def finish(self) -> PbsUploaded:
         """Send the manifest and make the backup final, once the transfer has finished.
@@ -273,9 +300,9 @@ class PbsUpload:
         """
         try:
             if self._disks:
-                if self._sink is None or self._sink.entries is None:
+                if self._moved is None or self._moved.entries is None:
                     raise InternalError("the disks have not been moved")
-                self._entries += self._sink.entries
+                self._entries += self._moved.entries
             if self._wrapped_key:
                 await self._send_raw_blob(
                     RSA_KEY_NAME, self._wrapped_key, crypt_mode=CryptMode.ENCRYPT
@@ -289,8 +316,12 @@ class PbsUpload:
             warnings = await self._finish_session(manifest)
         finally:
             self._session.abort()
-        stats = UploadStats() if self._sink is None else self._sink.stats()
+        stats = UploadStats() if self._moved is None else self._moved.stats()
         return PbsUploaded(manifest=manifest, stats=stats, warnings=warnings)
+
+    def cut(self) -> None:
+        """As `abort`, without a goodbye."""
+        self._session.abort()
 
     async def abort(self) -> None:
         """End the connection: the server forgets the backup unless it is final. Idempotent."""
@@ -390,23 +421,6 @@ class PbsUpload:
             if found.unprotected.upload_stats is not None:
                 return found.entries == manifest.entries
         return False
-
-    def _open_all(self, origins: Sequence[DiskOrigin]) -> list[DiskReader]:
-        readers: list[DiskReader] = []
-        with ExitStack() as undo:
-            for origin in origins:
-                is_nbd = bool(origin.nbd_socket)
-                reader = self._uploader.open_nbd(origin) if is_nbd else RawDisk(origin)
-                undo.callback(reader.close)
-                readers.append(reader)
-            undo.pop_all()
-        return readers
-
-
-def _close_opened(opening: Future[list[DiskReader]]) -> None:
-    if opening.exception() is None:
-        for reader in opening.result():
-            reader.close()
 
 
 def _wrapped_key(key: BackupKey | None, chance: Callable[[int], bytes], now_s: int) -> bytes:

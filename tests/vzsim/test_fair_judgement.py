@@ -1,0 +1,30 @@
+"""What checkers once held against a tool that had done nothing wrong: each run is judged again."""
+
+from __future__ import annotations
+
+import pytest
+
+from vzsim.explore import replay
+from vzsim.token import Token
+
+
+@pytest.mark.parametrize(
+    ("cause", "text"),
+    [
+        (
+            "going on failed once, and a guest that stands still does not keep the lock",
+            "stop-running/20032329/query-named-block-nodes#1:error,cont#1:error",
+        ),
+        (
+            "a deaf QEMU keeps the VM's lock for ten minutes and no longer",
+            "cancel-hangs/20052818/kill-tool@agent.thaw#1",
+        ),
+        (
+            "a guest that nobody can thaw stays frozen for as long as that lasts",
+            "thaw-fails/20018771/guest-suspends@recovery.query-status#276,"
+            "kill-tool@agent.connect#2",
+        ),
+    ],
+)
+def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:
+    assert [violation.render() for violation in replay(Token.parse(text)).violations] == [], cause

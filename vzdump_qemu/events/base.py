@@ -1,0 +1,15 @@
+"""The root of all events, and what takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Root of all events."""
+
+
+Emit = Callable[[Event], None]
+"""Takes one event; never blocks, never raises."""
