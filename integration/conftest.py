@@ -123,7 +123,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
             else f"covered, {machine.docker.engine}"
         ),
         "patched QEMU with its 'backup' command: NOT covered: Debian has none",
-        "backups to a Proxmox Backup Server: NOT covered: Debian has none",
+        "real Proxmox Backup Server: NOT covered: Debian has none; the simulated one is there",
         *header_lines(REALS),
         *header_lines(REAL_AGENTS),
     ]

@@ -21,6 +21,7 @@ class PbsTarget:
         password: the user's, or the secret of an API token.
         fingerprint: of the server's certificate; None leaves the trust to authorities.
         key_path: file of the key that encrypts; empty for plain backups.
+        key_passphrase: what that file is protected with; None if nothing was said of one.
         master_key_path: public key that the key is wrapped with; empty for none.
         warning: what of the configuration is left aside, for the operator; empty for nothing.
     """
@@ -31,6 +32,7 @@ class PbsTarget:
     namespace: Namespace = field(default_factory=Namespace)
     fingerprint: Fingerprint | None = None
     key_path: str = ""
+    key_passphrase: Secret | None = None
     master_key_path: str = ""
     warning: str = ""
 

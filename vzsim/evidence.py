@@ -18,6 +18,7 @@ from vzsim.world.restore import restore_disks
 from vzsim.world.server_rest import ServerRest
 from vzsim.world.writer import GuestMark, WriteRecord
 
+_TOO_OLD = "backup timestamp is older than last backup"
 RECOVERY_PREFIX = "recovery."
 """Stands before the sites of a recovery, as opposed to those of the run itself."""
 
@@ -167,6 +168,11 @@ class Evidence:
     def met(self, *kinds: Kind) -> bool:
         """Whether a fault of one of these kinds happened."""
         return any(fault.kind in kinds for fault in self.triggered)
+
+    @property
+    def is_too_old(self) -> bool:
+        """The clock went back: no server takes a backup that is older than the last it has."""
+        return self.rest.server is not None and _TOO_OLD in self.error
 
     def restore(self, path: str) -> Mapping[str, DiskContent]:
         """Disks by device id, of an archive (decoded once) or of a new backup at the server.

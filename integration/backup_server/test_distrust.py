@@ -74,7 +74,7 @@ async def _fail_verification(pbs_lab: PbsLab) -> str:
     [*_, last] = await pbs_lab.backups()
     tank = _tank(pbs_lab)
     index = FixedIndex.decode(tank.read_file(PLACE, last.backup, f"{DEVICE}.img.fidx"))
-    tank.chunks.remove(index.digests[:32])
+    tank.chunks.remove(bytes(index.digests[:32]))
     assert verify_locked(tank, PLACE, last.backup)
     return "there is no valid previous backup"
 

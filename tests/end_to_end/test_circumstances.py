@@ -14,6 +14,8 @@ from tests.end_to_end.lab import TOOL, Lab, assert_cause, names_of
 pytestmark = pytest.mark.slow
 
 PACED = "[backup]\nbytes_per_s = 4194304\n"
+# Long enough for another process to begin meanwhile, on a machine that has much to do.
+LONG = "[backup]\nbytes_per_s = 1048576\n"
 
 
 def test_vm_started_by_a_user_meanwhile_is_kept_running(lab: Lab) -> None:
@@ -150,7 +152,7 @@ def test_quiet_job_prints_nothing_even_when_it_fails(lab: Lab) -> None:
 
 
 def test_second_job_waits_for_the_first(lab: Lab) -> None:
-    lab.start(PACED)
+    lab.start(LONG)
     second: list[subprocess.Popen[str]] = []
     code, events = lab.back_up_and_act({"JobAccepted": lambda _: second.append(lab.spawn_backup())})
     out, err = second[0].communicate(timeout=30)
@@ -162,7 +164,7 @@ def test_second_job_waits_for_the_first(lab: Lab) -> None:
 
 
 def test_second_job_that_may_not_wait_is_refused(lab: Lab) -> None:
-    lab.start(PACED)
+    lab.start(LONG)
     refused: list[int] = []
 
     def try_another(_: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.end_to_end.lab import Ended, Lab
+from tests.end_to_end.lab import Ended, Lab, names_of
 from vzdump_qemu.node.lab import stop_vm
 
 pytestmark = pytest.mark.slow
@@ -159,6 +159,30 @@ def test_encrypted_backup_restores_with_its_key(lab: Lab, server: Server) -> Non
     _restore_and_compare(lab)
 
 
+def test_key_under_a_passphrase_goes_to_qemu_with_it_and_is_never_told(
+    lab: Lab, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PBS_ENCRYPTION_PASSWORD", "correct horse")
+    lab.must("key", "create", server.secret_path("enc"))
+    lab.start()
+    ended = _back_up(lab)
+    _assert_stored(ended)
+    _restore_and_compare(lab)
+    _assert_nothing_told(lab, "correct horse", ended)
+
+
+def test_key_without_its_passphrase_is_refused_before_the_guest_is_touched(
+    lab: Lab, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as known:
+        known.setenv("PBS_ENCRYPTION_PASSWORD", "correct horse")
+        lab.must("key", "create", server.secret_path("enc"))
+    lab.start()
+    ended = _back_up(lab)
+    assert ended.code != 0 and "is protected by a passphrase" in ended.err
+    lab.assert_clean("running")
+
+
 def test_master_key_without_a_key_is_a_warning_and_the_backup_is_plain(
     lab: Lab, server: Server
 ) -> None:
@@ -180,6 +204,38 @@ def test_stopped_vm_is_backed_up_in_the_words_of_2020(lab: Lab, server: Server) 
     assert "INFO: pbs upload finished" in log
     _restore_and_compare(lab)
     lab.assert_clean("")
+
+
+def test_disk_less_vm_is_stored_by_our_own_client(lab: Lab, server: Server) -> None:
+    lines = lab.config.read_bytes().splitlines(keepends=True)
+    lab.config.write_bytes(b"".join(x for x in lines if not x.startswith((b"scsi0", b"virtio1"))))
+    _assert_stored(_back_up(lab))
+    log = lab.log()
+    assert log.index("INFO: backup contains no disks") < log.index("INFO: starting diskless backup")
+    lab.must("verify", f"{STORAGE}:backup/vm/100/latest", "--root", lab.root)
+    assert lab.pid() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stage", ["JobStartIssued", "JobAccepted", "VmContinued"])
+def test_run_that_is_ended_leaves_no_job_and_the_next_is_whole(
+    lab: Lab, server: Server, stage: str, number: signal.Signals
+) -> None:
+    lab.start("[backup]\nbytes_per_s = 262144\n")
+
+    def end(process: subprocess.Popen[str]) -> None:
+        process.send_signal(number)
+
+    code, told = lab.back_up_and_act({stage: end}, "--storage", STORAGE)
+    assert code != 0 and stage in names_of(told)
+    lab.await_no_journal()
+    lab.assert_clean("running")
+    lab.stop()
+    lab.start()
+    ended = _back_up(lab)
+    _assert_stored(ended)
+    _restore_and_compare(lab)
+    _assert_nothing_told(lab, server.password, ended)
 
 
 def _master_key(bit_count: int) -> bytes:

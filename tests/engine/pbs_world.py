@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from tests.engine.world import World, _open_no_disk
 from vzdump_qemu import events
@@ -59,6 +59,7 @@ TARGET = PbsTarget(
     password=Secret(SECRET),
 )
 REPOSITORY = TARGET.repository.render()
+_REST_STEP_COUNT_MAX = 1000
 _GROUP = BackupGroup(backup_type=BackupType.VM, backup_id="100")
 
 
@@ -160,6 +161,21 @@ class PbsWorld(World):
         batch = await back_up_all(self.ports, self.options, [100])
         assert batch.error is None, batch.error
         return batch.runs[0]
+
+    def play(self, scene: Callable[[Self], Awaitable[None]]) -> None:
+        """As `World` says; connections end before the world does."""
+
+        async def whole(world: Self) -> None:
+            await scene(world)
+            if world.machine.run_state is not None:
+                world.machine.process.backup.cancel()
+            for _ in range(_REST_STEP_COUNT_MAX):
+                await asyncio.sleep(1)
+                if not (self.pbs.session_count or self._serving):
+                    return
+            raise AssertionError("a connection to the server never ends")
+
+        super().play(whole)
 
     # -- what the server holds -----------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from vzdump_qemu.engine.native_job import JobMark
 from vzdump_qemu.engine.recovery import recover_vm
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.ports import JobProgress, JobStatus
+from vzsim.fakepbs import Fault, FaultKind
 from vzsim.fakeqmp.script import BackupRules, Script
 
 SLOW = Script(backup=BackupRules(bytes_per_s=1 << 16))
@@ -106,6 +107,24 @@ def test_job_whose_reply_nobody_heard_is_cancelled_while_no_other_tool_works(
         assert _status(world) == "error"
 
     PbsWorld(script=SLOW).play(scene)
+
+
+def test_killed_while_qemu_asks_the_server_leaves_nothing_that_starts_later() -> None:
+    """QEMU takes one command at a time: what is asked of it next is answered behind the start."""
+
+    async def scene(world: PbsWorld) -> None:
+        await world.node.set_vm_lock(100)
+        starting = asyncio.ensure_future(_start_job(world))
+        while "backup" not in world.qmp_log:
+            await asyncio.sleep(0.01)
+        assert _status(world) != "active"
+        starting.cancel()
+        assert await _recover(world, UNLOCK, _note(""))
+        await asyncio.sleep(60)
+        assert _status(world) == "error" and world.backups() == []
+
+    slow_server = Fault(kind=FaultKind.SLOW, endpoint="GET /backup", bytes=20_000)
+    PbsWorld(script=SLOW, faults=(slow_server,)).play(scene)
 
 
 def test_job_that_ran_before_ours_was_to_start_is_left_alone() -> None:

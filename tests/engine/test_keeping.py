@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.engine.pbs_world import TARGET
 from tests.engine.world import STDOUT, World
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
@@ -241,3 +242,15 @@ def test_backup_server_refuses_each_by_name(options: KeepOptions, name: str) -> 
     with pytest.raises(ConfigError, match=f"option '{name}' is not supported"):
         refuse_at_server(options)
     refuse_at_server(KeepOptions())
+
+
+def test_job_to_a_backup_server_does_not_begin_with_them(world: World) -> None:
+    world.options = replace(
+        world.options, keep=keep("keep-last=1"), target=TargetOptions(pbs=TARGET)
+    )
+    assert world.run() is None
+    assert world.batch is not None
+    assert str(world.batch.error) == (
+        "option 'prune-backups' is not supported with a Proxmox Backup Server"
+    )
+    assert world.qmp_log == []

@@ -21,7 +21,7 @@ STARTED = datetime(2026, 1, 2, 3, 4, 5)
 
 def _names(**changes: str) -> RunNames:
     given = {"dump_directory": "/dump", "temp_directory": "", "extension": ".zst"} | changes
-    return name_run(vmid=100, local_time=STARTED, process_id=7, **given)  # type: ignore[arg-type]
+    return name_run(vmid=100, local_time=STARTED, process_id=7, **given)
 
 
 def test_names_of_a_compressed_archive() -> None:

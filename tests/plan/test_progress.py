@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +11,7 @@ from vzdump_qemu.plan.progress import ProgressTracker, percent_of
 from vzdump_qemu.ports import JobProgress, JobStatus
 
 
-def _look(transferred: int, *, done: bool = False, **more: int) -> JobProgress:
+def _look(transferred: int, *, done: bool = False, **more: Any) -> JobProgress:
     return JobProgress(
         status=JobStatus.DONE if done else JobStatus.ACTIVE,
         total_bytes=more.pop("total_bytes", 1000),
@@ -83,6 +85,17 @@ def test_failed_job_still_tells_how_far_it_came() -> None:
     )
     line = tracker.take(failed, elapsed_s=3.5)
     assert line is not None and line.percent == 10
+
+
+def test_what_need_not_be_looked_at_is_reused_without_taking_time() -> None:
+    tracker = ProgressTracker()
+    look = _look(100, dirty_bytes=400, reused_bytes=600 + 40)
+    line = tracker.take(look, elapsed_s=4.0)
+    assert line is not None and (line.percent, line.target_bytes) == (25, 400)
+    assert (line.read_bytes_per_s, line.write_bytes_per_s) == (25.0, 15.0)
+    look = _look(300, dirty_bytes=400, reused_bytes=600 + 140)
+    line = tracker.take(look, elapsed_s=8.0)
+    assert line is not None and (line.read_bytes_per_s, line.write_bytes_per_s) == (50.0, 25.0)
 
 
 def test_ended_job_told_at_100_percent_while_active_makes_no_second_line() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from vzdump_qemu.cli.vzdump_arguments import NOT_YET
 from vzsim.failure_modes import (
     REASONS,
     REMARKS,
@@ -38,10 +37,6 @@ def test_no_scenario_is_about_a_row_that_does_not_exist() -> None:
 def test_named_test_exists(name: str) -> None:
     path, _, function = name.partition("::")
     assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8")
-
-
-def test_what_is_said_to_be_refused_by_name_is() -> None:
-    assert {"script", "prune-backups"} <= NOT_YET
 
 
 def test_document_is_what_the_list_says() -> None:

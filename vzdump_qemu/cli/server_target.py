@@ -56,6 +56,7 @@ def make_server_target(words: ServerWords, environment: Mapping[str, str]) -> Pb
         )
     fingerprint = words.fingerprint or environment.get(FINGERPRINT_VARIABLE, "")
     # Read late: it takes longer to load than most commands take.
+    from vzdump_qemu.stores.pbs.key_loading import find_passphrase
     from vzdump_qemu.stores.pbs.secret import find_secret
 
     try:
@@ -76,6 +77,7 @@ def make_server_target(words: ServerWords, environment: Mapping[str, str]) -> Pb
         namespace=namespace,
         fingerprint=pin,
         key_path=_absolute(words.key_path),
+        key_passphrase=find_passphrase(environment) if words.key_path else None,
         master_key_path=_absolute(words.master_key_path),
     )
 

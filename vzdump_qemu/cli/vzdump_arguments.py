@@ -197,7 +197,11 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "(`vma create`, templates).",
     ),
     _spec(
-        _HOW, "script", click.STRING, "PATH", "is called before, between and after: see the manual."
+        _HOW,
+        "script",
+        click.STRING,
+        "PATH",
+        "called before, between and after (docs/hook-scripts.md).",
     ),
     _spec(
         _KEEP,

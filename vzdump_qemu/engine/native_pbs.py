@@ -5,9 +5,9 @@ what proves such a backup; the job itself is `native_job`'s. No descriptor and n
 through us. Source: host behaviour, sections 1.10 and 5.8; pve-qemu backup QMP, sections 2, 4, 6
 and 9; failure modes 58, 73 and 74. Why so:
 
-- The password goes to QEMU in the one command and nowhere else. QEMU's library may quote what it
-  was given, so every text of QEMU about the job is struck clean before it is told, and is not
-  chained to the error it came with.
+- The password, and a key's passphrase, go to QEMU in the one command and nowhere else. QEMU's
+  library may quote what it was given, so every text of QEMU about the job is struck clean before
+  it is told, and is not chained to the error it came with.
 - A repository string does not tell whose job it is: see `native_job.JobMark`.
 - QEMU's ``done`` is not the last word: the server is asked for the manifest, and only a backup
   with every disk and configuration in it counts. In turn a backup that the server has made final
@@ -200,6 +200,8 @@ class NativePbsPath:
             arguments["fingerprint"] = str(target.fingerprint)
         if target.key_path:
             arguments["keyfile"] = target.key_path
+        if target.key_passphrase is not None:
+            arguments["key-password"] = target.key_passphrase.reveal()
         if target.master_key_path:
             arguments["master-keyfile"] = target.master_key_path
         if self._request.can("pbs-dirty-bitmap") and not job.is_template:
@@ -252,4 +254,7 @@ class NativePbsPath:
         return await self._ports.pbs.prove(request.target, request.backup, disks, names)
 
     def _hide(self, text: str) -> str:
-        return self._request.target.password.hide_in(text)
+        target = self._request.target
+        if target.key_passphrase is not None:
+            text = target.key_passphrase.hide_in(text)
+        return target.password.hide_in(text)

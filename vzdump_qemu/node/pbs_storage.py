@@ -53,6 +53,7 @@ def read_pbs_target(section: StorageSection, secret_directory: str) -> PbsTarget
             namespace=Namespace.parse(options.get("namespace", "")),
             fingerprint=Fingerprint.parse(fingerprint) if fingerprint else None,
             key_path=key_path,
+            key_passphrase=_find_passphrase() if key_path else None,
             master_key_path=master_key_path,
             warning=warning,
         )
@@ -78,6 +79,14 @@ def _choose_keys(section: StorageSection, stem: str) -> tuple[str, str, str]:
             hint=f"put the key back to '{key_path}'; nothing is sent in plain instead",
         )
     return "", "", _IGNORED_MASTER_KEY if has_master else ""
+
+
+def _find_passphrase() -> Secret | None:
+    """Of a key file that is protected by one: a storage has no place for it."""
+    # Read late: it takes longer to load than most commands take.
+    from vzdump_qemu.stores.pbs.key_loading import find_passphrase
+
+    return find_passphrase(os.environ)
 
 
 def _read_password(path: str) -> Secret:

@@ -50,8 +50,8 @@ class HookFailure(enum.Enum):
     Attributes:
         JOB: the job fails.
         RUN: the VM's run fails; an archive that is complete stays.
-        PRINTED: it is told, and changes no outcome; a failed ``pre-restart`` leaves out the step
-            that it precedes.
+        PRINTED: it is told, and changes no outcome; after a failed ``pre-restart`` the guest is
+            put back all the same, but ``post-restart`` is left out.
         WARNED: a warning.
         APPENDED: it is added to the job's error.
     """

@@ -22,6 +22,8 @@ def check(evidence: Evidence) -> list[str]:
     others = [fault for fault in evidence.triggered if fault not in evidence.scenario.faults.faults]
     if evidence.ending is not Ending.FAILED or evidence.scenario.expect != "ok":
         return []
+    if evidence.is_too_old:
+        return []
     if evidence.attempt_index > 0 or len(others) != 1 or not _is_bearable(evidence, others[0]):
         return []
     return [f"the run fails for {others[0].render()}: {evidence.error}"]

@@ -196,6 +196,8 @@ KINDS_OF: Mapping[Family, tuple[Kind, ...]] = MappingProxyType(
             Kind.SERVER_DIES_AFTER,
             Kind.PREVIOUS_PRUNED,
             Kind.PREVIOUS_FAILED,
+            Kind.KEY_CHANGED,
+            Kind.KEY_LOST,
             Kind.TOKEN_REVOKED,
         ),
         Family.PBS_CONNECT: (Kind.REFUSED, Kind.STALL, Kind.SERVER_DIES),

@@ -25,6 +25,7 @@ from vzdump_qemu.formats.pbs import (
     Repository,
     VerifyState,
     bare_key_file,
+    check_signature,
     disk_of_index,
     encode_key_file,
 )
@@ -65,7 +66,8 @@ class SimulatedBackupServer(FakePbs):
                 now_s=lambda: EPOCH_S + asyncio.get_running_loop().time(), chance=stream.randbytes
             ),
         )
-        self._key = EncryptionKey(stream.randbytes(32))
+        # All there ever were; backups are made with the one that was the last then.
+        self._keys = [EncryptionKey(stream.randbytes(32))]
         self._place = Place(
             namespace=Namespace(),
             group=BackupGroup(backup_type=BackupType.VM, backup_id=str(vmid)),
@@ -83,7 +85,7 @@ class SimulatedBackupServer(FakePbs):
         """The storage of a node; its key, if any, lies among the node's files."""
         self._is_encrypted = is_encrypted
         if is_encrypted:
-            self.write_key(files, self._key)
+            self.write_key(files, self._keys[-1])
         return PbsTarget(
             storage_id=STORAGE_ID,
             repository=Repository(
@@ -94,14 +96,17 @@ class SimulatedBackupServer(FakePbs):
         )
 
     def change_key(self, files: SimulatedFiles) -> None:
-        """The operator has made another key."""
-        self._key = EncryptionKey(self._chance(32))
-        self.write_key(files, self._key)
+        """The operator has made another key; nothing to do where there is none."""
+        if not self._is_encrypted:
+            return
+        self._keys.append(EncryptionKey(self._chance(32)))
+        self.write_key(files, self._keys[-1])
 
     def lose_key(self, files: SimulatedFiles) -> None:
-        """Somebody has removed the key's file."""
-        files.unlink(KEY_PATH)
-        files.settle()
+        """Somebody has removed the key's file, if there is one."""
+        if KEY_PATH in files.files:
+            files.unlink(KEY_PATH)
+            files.settle()
 
     def write_key(self, files: SimulatedFiles, key: EncryptionKey) -> None:
         """Put the key's file where the storage has it."""
@@ -141,7 +146,7 @@ class SimulatedBackupServer(FakePbs):
     def heal(self, files: SimulatedFiles) -> None:
         """It is up, knows the node and has room; the node has its key."""
         if self._is_encrypted:
-            self.write_key(files, self._key)
+            self.write_key(files, self._keys[-1])
         self._start()
         self.accounts.add(self._account)
         self.fill(None)
@@ -179,7 +184,7 @@ class SimulatedBackupServer(FakePbs):
             if backup.path in known:
                 continue
             try:
-                disks[backup.path] = self._restore(backup)
+                disks[backup.path] = self._restore(backup, self._key_of(backup))
             except (OSError, PbsError) as error:
                 damaged[backup.path] = str(error)
         every = {backup.path for backup in self._datastore.backups(self._place)}
@@ -207,8 +212,18 @@ class SimulatedBackupServer(FakePbs):
             state.update(self._datastore.read_file(self._place, backup, entry.file_name))
         return state.hexdigest()
 
-    def _restore(self, backup: BackupRef) -> dict[str, DiskContent]:
-        key = self._key if self._is_encrypted else None
+    def _key_of(self, backup: BackupRef) -> EncryptionKey | None:
+        """The key that a backup was signed with. Raises: PbsError if it is none of ours."""
+        if not self._is_encrypted:
+            return None
+        manifest = self._datastore.manifest(self._place, backup)
+        named = manifest.unprotected.key_fingerprint
+        for key in self._keys:
+            if key.fingerprint == named and check_signature(manifest, key):
+                return key
+        raise PbsError("not signed with a key of the node")
+
+    def _restore(self, backup: BackupRef, key: EncryptionKey | None) -> dict[str, DiskContent]:
         decoder = BlobDecoder(key=key)
         disks = {}
         for entry in self._datastore.manifest(self._place, backup).entries:

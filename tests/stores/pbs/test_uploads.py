@@ -189,3 +189,21 @@ async def test_missing_key_is_refused_before_the_server_is_asked(tmp_path: Path)
         with pytest.raises(PbsKeyError, match="unable to read encryption key"):
             await _uploads().check(_target(server, key_path=str(tmp_path / "absent")))
         assert server.pbs.counters.connection_count == 0
+
+
+async def test_index_that_may_have_been_begun_is_not_begun_again() -> None:
+    """Only a failed check of the server is sure to have begun nothing; two would never finish."""
+    async with running_server() as server:
+        upload, transfer = await _begin(server, _uploads())
+        await transfer.finish()
+        await upload.finish()
+        await upload.abort()
+        server.pbs.faults.add(
+            Fault(kind=FaultKind.REPLY, endpoint="POST /fixed_index", status=500, text="odd")
+        )
+        later = await _uploads().connect(_target(server), backup_at(2))
+        with pytest.raises(PbsError, match="odd"):
+            await later.begin_indexes(
+                [DiskSize(device_id="drive-scsi0", size_bytes=len(CONTENT))], []
+            )
+        await later.abort()

@@ -55,6 +55,8 @@ from vzdump_qemu.stores.pbs.moving import (
 from vzdump_qemu.stores.pbs.restore import read_manifest
 
 _SEED_BYTES: Final = 64
+# Of a request that does not fit; with any other status it may have been carried out.
+_CHECK_FAILED: Final = 400
 _LOOK_COUNT: Final = 6
 _LOOK_PAUSE_S: Final = 5.0
 
@@ -348,6 +350,8 @@ class PbsUpload:
                     reuse_csum=disk.base_csum,
                 )
             except PbsRefused as error:
+                if error.status != _CHECK_FAILED:
+                    raise
                 # Refused before it was begun, so it may be begun in the other way.
                 base, reason = None, f"the server refused to reuse the index: {error.message}"
         if base is None:

@@ -27,7 +27,6 @@ from vzdump_qemu.stores.pbs.final_backup import FinalBackups, content_id
 from vzdump_qemu.stores.pbs.key_loading import (
     BackupKey,
     check_master_key,
-    find_passphrase,
     load_backup_key,
 )
 from vzdump_qemu.stores.pbs.login import make_login
@@ -140,7 +139,7 @@ async def load_key(target: PbsTarget) -> BackupKey | None:
     return await run_blocking(
         lambda: load_backup_key(
             target.key_path,
-            passphrase=find_passphrase(os.environ),
+            passphrase=target.key_passphrase,
             master_path=target.master_key_path,
         )
     )
