@@ -50,8 +50,8 @@ _KILLED_SCOUTS = (
     "power-loss@clock.sleep#1",
 )
 _TURN_STRIDE = 13
-# Where a site is tried if that scenario comes to it.
-_BASIC = ("snapshot-running", "pull-running")
+# Where a site is tried if that scenario comes to it; the cheap ones first.
+_BASIC = ("pull-running", "snapshot-running", "pull-pbs", "native-pbs")
 _USE_COUNT = 3
 
 
@@ -153,7 +153,7 @@ def list_tokens(options: ExploreOptions) -> Iterator[Token]:
     """Every run that these options ask for."""
     names = options.scenarios or tuple(known_scenarios())
     if options.exhaustive:
-        yield from _list_exhaustive(options, sorted(names, key=lambda name: name not in _BASIC))
+        yield from _list_exhaustive(options, sorted(names, key=_rank))
     for seed in range(options.first_seed, options.first_seed + options.seed_count):
         turn_count, name_index = divmod(seed, len(names))
         name = names[name_index]
@@ -165,6 +165,10 @@ def list_tokens(options: ExploreOptions) -> Iterator[Token]:
         stream = Chance(seed).of("faults").stream()
         script = draw_script(stream, places_of, with_kills=options.with_kills, first_site=site)
         yield Token(scenario=name, seed=seed, script=script.render())
+
+
+def _rank(name: str) -> int:
+    return _BASIC.index(name) if name in _BASIC else len(_BASIC)
 
 
 def _list_exhaustive(options: ExploreOptions, names: Sequence[str]) -> Iterator[Token]:

@@ -112,7 +112,7 @@ class Report:
     Attributes:
         visit_counts: uses per site in the phase with faults.
         triggered: the faults that happened, in order.
-        backup_count: whole attempts that were simulated.
+        backup_count: whole backups that were simulated, the ones made before included.
     """
 
     scenario: Scenario
@@ -128,7 +128,7 @@ class Report:
 
     @property
     def backup_count(self) -> int:
-        return len(self.evidences)
+        return self.scenario.earlier_runs + len(self.evidences)
 
 
 def load_system(name: str = DEFAULT_SYSTEM) -> System:

@@ -36,8 +36,9 @@ THAW_TIMEOUT_S = 180.0
 # What does not help twice is tried again and again beside the run: a job must not wait for it.
 THAW_ATTEMPT_COUNT_MAX = 2
 THAW_PAUSE_S = 1.0
-# How often QEMU is asked meanwhile whether the guest is on at all.
+# How soon QEMU is asked meanwhile whether the guest is on at all, and how often in the end.
 OFF_PAUSE_S = 5.0
+OFF_PAUSE_S_MAX = 60.0
 LOOK_TIMEOUT_S = 2.0
 # All attempts with their pauses; the undo stack must not cut them short.
 THAW_DEADLINE_S = THAW_ATTEMPT_COUNT_MAX * (2 * THAW_TIMEOUT_S + THAW_PAUSE_S)
@@ -274,14 +275,14 @@ class FreezeWindow:
         watched: set[asyncio.Future[Any]] = {waiting}
         if self._silence is not None:
             watched.add(self._silence)
+        pause_s = OFF_PAUSE_S
         try:
             while not waiting.done():
-                await asyncio.wait(
-                    watched, timeout=OFF_PAUSE_S, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait(watched, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
                 if waiting.done():
                     break
                 await self._refuse_mute_guest()
+                pause_s = min(2 * pause_s, OFF_PAUSE_S_MAX)
             return waiting.result()
         finally:
             waiting.cancel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
 
 from vzdump_qemu.errors import PbsError
 from vzdump_qemu.formats.pbs import layout
@@ -24,8 +25,13 @@ def chunk_digest(content: layout.Buffer, key: EncryptionKey | None = None) -> by
 def zero_chunk_digest(
     key: EncryptionKey | None = None, *, chunk_bytes: int = layout.CHUNK_BYTES
 ) -> bytes:
-    """Digest of a whole chunk of zeroes. Costs as much as any digest: ask once per backup."""
-    return chunk_digest(bytes(chunk_bytes), key)
+    """Digest of a whole chunk of zeroes. With a key it costs as much as any: ask once."""
+    return _plain_zero_digest(chunk_bytes) if key is None else chunk_digest(bytes(chunk_bytes), key)
+
+
+@cache
+def _plain_zero_digest(chunk_bytes: int) -> bytes:
+    return chunk_digest(bytes(chunk_bytes))
 
 
 def parse_digest(text: str) -> bytes:
