@@ -71,7 +71,7 @@ def test_violations_that_differ_in_figures_are_the_same() -> None:
 
 def _try(name: str, *scenarios: str) -> list[dict[str, str | int]]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.mutants.trial", name, "200", *scenarios],
+        [sys.executable, "-m", "tests.mutants.trial", name, "500", *scenarios],
         input="",
         capture_output=True,
         text=True,
