@@ -6,10 +6,11 @@ in a thread. Source: PBS formats, sections 4 and 6.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
+
+from isal import isal_zlib
 
 from vzdump_qemu.errors import PbsError
 from vzdump_qemu.formats.pbs import layout
@@ -62,7 +63,7 @@ class UploadedChunk:
                 self._check_content(parsed)
         except PbsError as error:
             raise ApiError(error.message) from error
-        crc = zlib.crc32(parsed.payload)
+        crc = isal_zlib.crc32(parsed.payload)
         return self.request.body if crc == parsed.crc else replace(parsed, crc=crc).to_bytes()
 
     def _check_content(self, parsed: DataBlob) -> None:

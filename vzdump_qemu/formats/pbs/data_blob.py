@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import zlib
 from dataclasses import dataclass, field
 from typing import Final
 
 import zstandard
+
+# Five times as fast as the standard library's, which would cost a tenth of an upload.
+from isal import isal_zlib
 
 from vzdump_qemu.errors import PbsCorrupt, PbsError, PbsKeyError
 from vzdump_qemu.formats.pbs import layout
@@ -117,7 +119,7 @@ class DataBlob:
 
     def check_crc(self) -> None:
         """Raise PbsCorrupt unless the payload has the cyclic sum of the header."""
-        if zlib.crc32(self.payload) != self.crc:
+        if isal_zlib.crc32(self.payload) != self.crc:
             raise PbsCorrupt("Data blob has wrong CRC checksum.")
 
 
@@ -159,11 +161,13 @@ class BlobEncoder:
         payload, is_compressed = self._compressed(view)
         if self._key is None:
             kind = BlobKind.COMPRESSED if is_compressed else BlobKind.PLAIN
-            return DataBlob(kind=kind, crc=zlib.crc32(payload), iv=b"", tag=b"", payload=payload)
+            return DataBlob(
+                kind=kind, crc=isal_zlib.crc32(payload), iv=b"", tag=b"", payload=payload
+            )
         kind = BlobKind.ENCRYPTED_COMPRESSED if is_compressed else BlobKind.ENCRYPTED
         tag, ciphertext = self._key.seal(payload, iv)
         return DataBlob(
-            kind=kind, crc=zlib.crc32(ciphertext), iv=bytes(iv), tag=tag, payload=ciphertext
+            kind=kind, crc=isal_zlib.crc32(ciphertext), iv=bytes(iv), tag=tag, payload=ciphertext
         )
 
     def _compressed(self, content: memoryview) -> tuple[layout.Buffer, bool]:
