@@ -21,7 +21,7 @@ from vzdump_qemu.engine.context import EnginePorts, RunResult
 from vzdump_qemu.engine.recovery import recover_all
 from vzdump_qemu.errors import ConfigError, VmLocked
 from vzdump_qemu.events import BackupMode, Emit, Event, Warned
-from vzdump_qemu.formats.pbs import BackupRef
+from vzdump_qemu.formats.pbs import BackupGroup, BackupRef
 from vzdump_qemu.node import opening
 from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.node.socket_node import SocketNode, SocketVmOptions
@@ -190,6 +190,10 @@ class _LateUploads:
     async def check(self, target: PbsTarget) -> None:
         """As the port says."""
         await self._client.check(target)
+
+    async def last_time_s(self, target: PbsTarget, group: BackupGroup) -> int:
+        """As the port says."""
+        return await self._client.last_time_s(target, group)
 
     async def connect(self, target: PbsTarget, backup: BackupRef) -> PbsUpload:
         """As the port says."""

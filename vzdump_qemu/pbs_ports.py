@@ -13,7 +13,7 @@ from typing import Protocol
 
 from vzdump_qemu.disk_ports import DiskOrigin
 from vzdump_qemu.errors import BackupError
-from vzdump_qemu.formats.pbs import BackupRef
+from vzdump_qemu.formats.pbs import BackupGroup, BackupRef
 from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import DiskTransfer
 
@@ -127,6 +127,13 @@ class PbsUploads(Protocol):
         """Show that the server is the one that is trusted, knows us, and that the key is there.
 
         Before a guest is touched. Raises PbsError with its kinds.
+        """
+        ...
+
+    async def last_time_s(self, target: PbsTarget, group: BackupGroup) -> int:
+        """When the group's last backup was made, in seconds since the epoch; 0 for none.
+
+        Raises PbsError with its kinds.
         """
         ...
 

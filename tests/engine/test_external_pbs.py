@@ -36,6 +36,9 @@ class Uploads(ClientUploads):
     async def check(self, target: Any) -> None:
         return
 
+    async def last_time_s(self, target: Any, group: Any) -> int:
+        return 0
+
     async def prove(
         self, target: Any, backup: Any, disks: Sequence[DiskSize], config_names: Sequence[str]
     ) -> PbsFinished:

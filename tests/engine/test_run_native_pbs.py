@@ -13,6 +13,7 @@ from vzdump_qemu import events
 from vzdump_qemu.errors import PbsCorrupt
 from vzdump_qemu.events import BackupMode, BitmapAction, Consistency
 from vzdump_qemu.formats.pbs import (
+    BackupGroup,
     BackupRef,
     EncryptionKey,
     Fingerprint,
@@ -292,6 +293,9 @@ class Unchecked(ClientUploads):
     async def check(self, target: PbsTarget) -> None:
         return
 
+    async def last_time_s(self, target: PbsTarget, group: BackupGroup) -> int:
+        return 0
+
 
 @pytest.mark.parametrize("mode", list(BackupMode))
 def test_token_that_the_server_does_not_know_touches_no_guest(mode: BackupMode) -> None:
@@ -423,6 +427,40 @@ def test_cancelled_run_leaves_nothing_at_the_server() -> None:
     assert "backup-cancel" in world.qmp_log
     world.assert_nothing_left()
     assert world.backups() == []
+
+
+class Dated(ClientUploads):
+    """A server whose last backup is of another time than this."""
+
+    age_s = 0
+
+    async def last_time_s(self, target: PbsTarget, group: BackupGroup) -> int:
+        return int(self._clock.wall_s()) - self.age_s
+
+
+class InThisSecond(Dated):
+    pass
+
+
+class YetToCome(Dated):
+    age_s = -3600
+
+
+def test_backup_in_the_second_of_the_last_one_waits_for_the_next_second() -> None:
+    world = PbsWorld(uploads_class=InThisSecond)
+    world.assert_stored(world.run())
+
+
+@pytest.mark.parametrize("mode", list(BackupMode))
+def test_clock_behind_the_last_backup_is_told_before_the_guest_is_touched(
+    mode: BackupMode,
+) -> None:
+    world = PbsWorld(uploads_class=YetToCome, options=_options(mode=mode))
+    result = world.run()
+    assert result is not None
+    assert "backup timestamp is older than last backup (" in str(result.error)
+    assert world.node.lock_log == []
+    assert "FreezeIssued" not in world.names()
 
 
 # -- what proves the backup --------------------------------------------------------------------

@@ -20,11 +20,35 @@ from vzdump_qemu.engine.native_pbs import (
 from vzdump_qemu.engine.pbs_backup import PbsSide
 from vzdump_qemu.engine.reading_path import TargetSide
 from vzdump_qemu.engine.undo import UndoStack
-from vzdump_qemu.errors import QmpError
-from vzdump_qemu.formats.pbs import BackupRef
+from vzdump_qemu.errors import PbsError, QmpError
+from vzdump_qemu.formats.pbs import BackupGroup, BackupRef, BackupType
+from vzdump_qemu.formats.pbs.times import render_utc
 from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.plan.options import BackupOptions
 from vzdump_qemu.ports import Machine
+
+# Names have whole seconds; a clock that is further behind than this was set back.
+TIME_WAIT_S_MAX = 3
+
+
+async def name_backup(ports: EnginePorts, target: PbsTarget, vmid: int) -> BackupRef:
+    """Name a backup of this instant; in the second of the last one the run waits for the next.
+
+    Raises: PbsError for a server whose last backup is yet to come, by this machine's clock.
+    """
+    group = BackupGroup(backup_type=BackupType.VM, backup_id=str(vmid))
+    last_s = await ports.pbs.last_time_s(target, group)
+    for _ in range(TIME_WAIT_S_MAX):
+        if int(ports.clock.wall_s()) > last_s:
+            break
+        await ports.clock.sleep(1.0)
+    now_s = int(ports.clock.wall_s())
+    if now_s <= last_s:
+        raise PbsError(
+            f"backup timestamp is older than last backup ({render_utc(last_s)})",
+            hint="look at the clocks of this machine and of the server",
+        )
+    return BackupRef(backup_group=group, backup_time_s=now_s)
 
 
 class PbsPlace:

@@ -23,7 +23,6 @@ from vzdump_qemu.engine.run_state import PAUSED_STATES, query_run_state
 from vzdump_qemu.engine.undo import UndoStack, run_shielded
 from vzdump_qemu.errors import BackupError, Interrupted, StorageError, VmLocked
 from vzdump_qemu.events import BackupMode, Consistency
-from vzdump_qemu.formats.pbs import BackupGroup, BackupRef, BackupType
 from vzdump_qemu.formats.vm_config import VmConfig, parse_vm_config
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.plan.disks import DiskChoice, select_disks
@@ -135,7 +134,7 @@ async def _run_journalled(
         machine = ports.node.machine(vmid)
         await recover_vm(ports, machine, journal, holds_global_lock=True)
         undo = UndoStack(ports.emit, journal, ports.clock)
-        place = _make_place(ports, options, machine, target, names=names)
+        place = await _make_place(ports, options, machine, target, names=names)
         hooks.find_vm(target=place.location, log_path=names.side_log_path)
         run = _Run(ports, options, machine, names, undo, place=place, hooks=hooks, outcome=outcome)
         try:
@@ -144,7 +143,7 @@ async def _run_journalled(
             await run.put_back()
 
 
-def _make_place(
+async def _make_place(
     ports: EnginePorts,
     options: BackupOptions,
     machine: Machine,
@@ -155,10 +154,9 @@ def _make_place(
     if isinstance(target, DumpDirectory):
         return ArchivePlace(ports, options, machine, names)
     # Loaded late: a run to a file does not wait for what it never needs.
-    from vzdump_qemu.engine.pbs_place import PbsPlace
+    from vzdump_qemu.engine.pbs_place import PbsPlace, name_backup
 
-    group = BackupGroup(backup_type=BackupType.VM, backup_id=str(machine.vmid))
-    backup = BackupRef(backup_group=group, backup_time_s=int(ports.clock.wall_s()))
+    backup = await name_backup(ports, target, machine.vmid)
     return PbsPlace(ports, options, machine, target, backup=backup)
 
 

@@ -81,6 +81,11 @@ class ClientUploads:
             # That it is missing would else be told once the guest was touched.
             await calls.list_backups(_NO_GROUP)
 
+    async def last_time_s(self, target: PbsTarget, group: BackupGroup) -> int:
+        """As the port says."""
+        listed = await DatastoreCalls(self._endpoint(target), target.namespace).list_backups(group)
+        return max((one.backup.backup_time_s for one in listed), default=0)
+
     async def connect(self, target: PbsTarget, backup: BackupRef) -> ClientUpload:
         """As the port says."""
         uploader = PbsUploader(
