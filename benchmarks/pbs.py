@@ -320,7 +320,7 @@ def measure(options: argparse.Namespace, directory: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size-mib", type=int, default=512)
+    parser.add_argument("--size-mib", type=int, default=1024)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="default: one per processor")
     parser.add_argument("--encrypt", action="store_true")
