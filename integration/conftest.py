@@ -31,6 +31,14 @@ QEMU = "qemu-system-x86_64"
 _TOOL = (sys.executable, "-m", "vzdump_qemu")
 
 
+_REAL_PBS_VARIABLES = ("VZDUMP_QEMU_REAL_PBS", "PBS_REPOSITORY", "PBS_PASSWORD", "PBS_FINGERPRINT")
+REAL_PBS_MISSING = (
+    ""
+    if all(name in os.environ for name in _REAL_PBS_VARIABLES)
+    else f"NOT covered: {', '.join(_REAL_PBS_VARIABLES)} name none; the simulated one is there"
+)
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What is here; empty texts mean that nothing is missing."""
@@ -123,7 +131,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
             else f"covered, {machine.docker.engine}"
         ),
         "patched QEMU with its 'backup' command: NOT covered: Debian has none",
-        "real Proxmox Backup Server: NOT covered: Debian has none; the simulated one is there",
+        f"real Proxmox Backup Server: {REAL_PBS_MISSING or 'covered'}",
         *header_lines(REALS),
         *header_lines(REAL_AGENTS),
     ]
