@@ -22,12 +22,22 @@ async def _until(condition: Callable[[], object]) -> None:
             await asyncio.to_thread(threading.Event().wait, 0.005)
 
 
-def _is_alive(process_id: int) -> bool:
+def _facts_of(process_id: int) -> list[str]:
+    """State and further fields of a process; empty once it is gone."""
     try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()
     except FileNotFoundError:
-        return False
-    return state != "Z"
+        return []
+
+
+def _start_of(process_id: int) -> str:
+    """When it was started: ids are given to others again, also while a test waits."""
+    return _facts_of(process_id)[19]
+
+
+def _is_alive(process_id: int, start: str = "") -> bool:
+    facts = _facts_of(process_id)
+    return bool(facts) and facts[0] != "Z" and facts[19] == (start or facts[19])
 
 
 async def test_run_program_gives_status_and_both_outputs() -> None:
@@ -101,11 +111,11 @@ async def test_run_cancelled_ends_and_reaps_the_group(tmp_path: Path, trap: str)
         SystemCommandRunner(term_grace_s=0.1).run(["sh", "-c", f"{script}; sleep 1000"])
     )
     await _until(ids_path.exists)
+    starts = {int(word): _start_of(int(word)) for word in ids_path.read_text().split()}
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    ids = [int(word) for word in ids_path.read_text().split()]
-    await _until(lambda: not any(map(_is_alive, ids)))
+    await _until(lambda: not any(_is_alive(*one) for one in starts.items()))
     assert not os.path.exists(f"/proc/{ids[0]}")
 
 
