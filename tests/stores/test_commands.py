@@ -116,7 +116,7 @@ async def test_run_cancelled_ends_and_reaps_the_group(tmp_path: Path, trap: str)
     with pytest.raises(asyncio.CancelledError):
         await running
     await _until(lambda: not any(_is_alive(*one) for one in starts.items()))
-    assert not os.path.exists(f"/proc/{ids[0]}")
+    assert not _facts_of(next(iter(starts)))
 
 
 def test_find_program_gives_its_path_or_none(tmp_path: Path) -> None:
