@@ -7,6 +7,7 @@ that is not whole.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -38,11 +39,15 @@ async def _assert_unharmed(pbs_lab: PbsLab) -> None:
     assert (await pbs_lab.restored())["drive-scsi0"] == pbs_lab.image_bytes()
 
 
+# What a server said last may be lost: its end takes what was not read yet.
+_GONE = "server ended the|Connection reset by peer"
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
         (Fault(kind=FaultKind.CUT, endpoint="GET /backup", bytes=20 * MIB), "server"),
-        (Fault(kind=FaultKind.GOAWAY, endpoint="POST /fixed_chunk", first=4), "server ended the"),
+        (Fault(kind=FaultKind.GOAWAY, endpoint="POST /fixed_chunk", first=4), _GONE),
         (Fault(kind=FaultKind.RESET, endpoint="POST /fixed_chunk", first=4), "broke off a request"),
         (Fault(kind=FaultKind.DISK_FULL, endpoint="POST /fixed_index", bytes=9 * MIB), "No space"),
         (Fault(kind=FaultKind.REPLY, endpoint="GET /backup", status=400), "internal error"),
@@ -54,7 +59,7 @@ async def test_server_that_fails_meanwhile_is_told_as_the_cause(
 ) -> None:
     ready.served.pbs.faults.add(fault)
     log = await ready.back_up(code=255)
-    assert told in log and "by us" not in log and "point in time" not in log
+    assert re.search(told, log) and "by us" not in log and "point in time" not in log
     ready.served.pbs.fill(None)
     await _assert_unharmed(ready)
 
