@@ -146,7 +146,7 @@ def read_retention_source(
 
 def _find_section(layout: NodeLayout, storage_id: str) -> StorageSection | None:
     """None if there is no such storage, which is told when it is activated."""
-    raw = _read_if_present(layout.storage_config)
+    raw = read_if_present(layout.storage_config)
     return parse_storage_config(raw).sections.get(storage_id)
 
 
@@ -158,7 +158,7 @@ def _protected_max(section: StorageSection | None) -> int:
 def _read_cluster_name(layout: NodeLayout | None) -> str:
     if layout is None:
         return ""
-    raw = _read_if_present(os.path.join(layout.pve_directory, "corosync.conf"))
+    raw = read_if_present(os.path.join(layout.pve_directory, "corosync.conf"))
     found = _CLUSTER_NAME.search(raw)
     return found[1].decode("utf-8", errors="replace") if found else ""
 
@@ -168,7 +168,7 @@ def read_pool(layout: NodeLayout, pool: str) -> frozenset[int]:
 
     Raises: ConfigError if there is no such pool.
     """
-    raw = _read_if_present(os.path.join(layout.pve_directory, "user.cfg"))
+    raw = read_if_present(os.path.join(layout.pve_directory, "user.cfg"))
     for line in raw.decode("utf-8", errors="replace").splitlines():
         kind, _, rest = line.partition(":")
         name, _, rest = rest.partition(":")
@@ -183,7 +183,8 @@ def read_pool(layout: NodeLayout, pool: str) -> frozenset[int]:
     )
 
 
-def _read_if_present(path: str) -> bytes:
+def read_if_present(path: str) -> bytes:
+    """A file of the node, empty where there is none. Raises ConfigError."""
     try:
         with open(path, "rb") as file:
             return file.read()

@@ -13,7 +13,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from vzdump_qemu.api import open_node
-from vzdump_qemu.cli.keeping import read_retention_source, retention_of_storage
+from vzdump_qemu.cli.keeping import (
+    read_if_present,
+    read_retention_source,
+    retention_of_storage,
+)
 from vzdump_qemu.errors import StorageError, TargetError
 from vzdump_qemu.formats.storage_config import (
     parse_storage_config,
@@ -92,7 +96,7 @@ def find_storage(root: str, storage_id: str, prune_backups: str | None) -> Prune
 async def _find_storage(root: str, storage_id: str, prune_backups: str | None) -> PrunePlace:
     async with open_node(root) as node:
         layout = node.layout
-        raw = _read_if_present(layout.storage_config)
+        raw = read_if_present(layout.storage_config)
         section = require_storage(parse_storage_config(raw), storage_id, node=node.name)
         if section.type == "pbs":
             raise StorageError(
@@ -100,7 +104,7 @@ async def _find_storage(root: str, storage_id: str, prune_backups: str | None) -
                 hint="'proxmox-backup-client prune vm/ID', or a prune job of the server",
             )
         directory = await node.storages.backup_directory(storage_id)
-        conf = parse_vzdump_conf(_read_if_present(layout.vzdump_config))
+        conf = parse_vzdump_conf(read_if_present(layout.vzdump_config))
     if prune_backups is not None:
         return _make_place(directory, [_of_command_line(prune_backups)], storage_id=storage_id)
     place = _make_place(
@@ -130,16 +134,6 @@ def _of_file(conf: VzdumpConf) -> RetentionSource:
     return read_retention_source(
         f"options in '{CONF_PATH}'", conf.options.get("prune-backups"), conf.options.get("maxfiles")
     )
-
-
-def _read_if_present(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise StorageError(f"unable to read '{path}' - {error.strerror}") from error
 
 
 def plan_pruning(place: PrunePlace, vmids: Collection[int], *, verify: bool) -> PrunePlan:
