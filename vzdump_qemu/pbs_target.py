@@ -36,6 +36,12 @@ class PbsTarget:
     master_key_path: str = ""
     warning: str = ""
 
+    def hide_in(self, text: str) -> str:
+        """A foreign text with what must not be seen struck out."""
+        for secret in (self.password, self.key_passphrase):
+            text = text if secret is None else secret.hide_in(text)
+        return text
+
     @property
     def identity(self) -> str:
         """The place where backups are, for ever and no other: server, datastore, namespace."""

@@ -14,6 +14,7 @@ from vzdump_qemu.errors import PbsCorrupt
 from vzdump_qemu.formats.pbs import Fingerprint, Namespace
 from vzdump_qemu.pbs_ports import DiskSize, PbsFinished
 from vzdump_qemu.plan.options import BackupOptions, DataPathChoice, TargetOptions
+from vzdump_qemu.secret import Secret
 from vzdump_qemu.stores.pbs.uploads import ClientUploads
 from vzsim.fakepbs import Fault, FaultKind
 
@@ -110,6 +111,17 @@ def test_everything_that_is_configured_is_among_the_options() -> None:
         "PBS_PASSWORD": SECRET,
         "PBS_FINGERPRINT": str(fingerprint),
     }
+
+
+def test_passphrase_of_the_key_reaches_the_client_and_is_never_told() -> None:
+    target = replace(TARGET, key_path="/k.enc", key_passphrase=Secret("correct horse"))
+    world = _world(target=target, status=1, line="cannot unlock with correct horse", **EMPTY)
+    world.assert_refused(world.run(), "exit code 1")
+    assert world.commands.environments[-1] == {
+        "PBS_PASSWORD": SECRET,
+        "PBS_ENCRYPTION_PASSWORD": "correct horse",
+    }
+    world.assert_no_secret_told("correct horse")
 
 
 def test_template_is_sent_by_the_client_where_asked_for() -> None:

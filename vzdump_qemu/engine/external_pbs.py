@@ -78,7 +78,9 @@ class ExternalPbsPath:
         environment = {"PBS_PASSWORD": target.password.reveal()}
         if target.fingerprint is not None:
             environment["PBS_FINGERPRINT"] = str(target.fingerprint)
-        failure = await run_told(self._ports, argv, environment=environment, secret=target.password)
+        if target.key_passphrase is not None:
+            environment["PBS_ENCRYPTION_PASSWORD"] = target.key_passphrase.reveal()
+        failure = await run_told(self._ports, argv, environment=environment, clean=target.hide_in)
         if failure is not None:
             raise failure
         finished = await self._ports.pbs.prove(

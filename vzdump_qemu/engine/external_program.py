@@ -7,12 +7,11 @@ Source: host behaviour, section 1.10.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.errors import BackupError
-from vzdump_qemu.secret import Secret
 
 
 async def run_told(
@@ -21,20 +20,20 @@ async def run_told(
     *,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
-    secret: Secret | None = None,
+    clean: Callable[[str], str] = str,
 ) -> BackupError | None:
     """Run a program to its end and tell its command line and lines; its failure, or None.
 
     Args:
         pass_fds: descriptors it keeps.
         environment: variables of its own.
-        secret: what is in them and must not be seen, should the program print it.
+        clean: strikes out what is in them and must not be seen, should the program print it.
     """
     command_line = shlex.join(argv)
     ports.emit(events.CommandStarted(command_line=command_line))
     status, lines = await ports.commands.run(argv, pass_fds=pass_fds, environment=environment)
     for line in lines:
-        ports.emit(events.OutputSeen(line=secret.hide_in(line) if secret else line))
+        ports.emit(events.OutputSeen(line=clean(line)))
     if status == 0:
         return None
     kind = f"got signal {-status}" if status < 0 else f"exit code {status}"

@@ -254,7 +254,4 @@ class NativePbsPath:
         return await self._ports.pbs.prove(request.target, request.backup, disks, names)
 
     def _hide(self, text: str) -> str:
-        target = self._request.target
-        if target.key_passphrase is not None:
-            text = target.key_passphrase.hide_in(text)
-        return target.password.hide_in(text)
+        return self._request.target.hide_in(text)
