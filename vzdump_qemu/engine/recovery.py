@@ -42,9 +42,10 @@ GOING_DOWN_PAUSE_S = 1.0
 MONITOR_TIMEOUT_S = 60.0
 # How long and how often the guardian tries what does not succeed.
 PERSISTENCE_S = 2 * 3600.0
-SOON_S = 900.0
-SOON_PAUSE_S = 10.0
-LATER_PAUSE_S = 300.0
+PAUSE_S_MIN = 10.0
+PAUSE_S_MAX = 300.0
+# What has lasted for so many pauses is worth another one of the same length.
+PAUSE_PARTS = 10
 
 # How long a VM stays locked because something else could not be put back.
 LOCKED_S_MAX = 600.0
@@ -226,7 +227,7 @@ async def recover_persistently(ports: EnginePorts, vmid: int) -> bool:
             return True
         if elapsed_s > PERSISTENCE_S:
             return False
-        await ports.clock.sleep(SOON_PAUSE_S if elapsed_s < SOON_S else LATER_PAUSE_S)
+        await ports.clock.sleep(min(max(PAUSE_S_MIN, elapsed_s / PAUSE_PARTS), PAUSE_S_MAX))
 
 
 async def recover_all(ports: EnginePorts) -> tuple[int, ...]:

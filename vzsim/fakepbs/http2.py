@@ -81,7 +81,14 @@ class Http2Server:
         self._window_opened = asyncio.Event()
         self._is_over = False
         self._h2 = BulkConnection(
-            h2.config.H2Configuration(client_side=False, header_encoding="utf-8"), self._take_data
+            h2.config.H2Configuration(
+                client_side=False,
+                header_encoding="utf-8",
+                # Ours are written as they must be; only a client's are checked.
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            ),
+            self._take_data,
         )
         codes = h2.settings.SettingCodes
         self._h2.local_settings = h2.settings.Settings(

@@ -384,7 +384,14 @@ class H2Client:
 
 def _make_connection(take_data: TakeData) -> BulkConnection:
     connection = BulkConnection(
-        h2.config.H2Configuration(client_side=True, header_encoding=None), take_data
+        h2.config.H2Configuration(
+            client_side=True,
+            header_encoding=None,
+            # Ours are written as they must be; only a server's are checked.
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        ),
+        take_data,
     )
     codes = h2.settings.SettingCodes
     # Replaced, not updated: an update is announced only with the next settings.
