@@ -140,7 +140,7 @@ TESTS: Mapping[int, tuple[str, ...]] = MappingProxyType(
     {
         3: (
             "tests/qemu/test_qmp_connection.py"
-            "::test_connect_greeting_in_pieces_and_stray_replies_are_survived",
+            "::test_row_10_1_8_connect_greeting_in_pieces_and_stray_replies_are_survived",
         ),
         10: (
             "tests/qemu/test_qmp_connection.py"
@@ -185,8 +185,8 @@ TESTS: Mapping[int, tuple[str, ...]] = MappingProxyType(
         86: (
             f"{_HOOKS}::test_hanging_script_is_ended_at_its_limit",
             f"{_HOOKS}::test_guest_that_is_down_does_not_wait_long_for_a_hanging_script",
-            f"{_HOOKS}::test_failure_in_a_phase_of_the_run_fails_the_vm",
-            f"{_HOOKS}::test_failure_in_a_phase_that_comes_after_is_a_warning",
+            f"{_HOOKS}::test_row_10_1_1_failure_in_a_phase_of_the_run_fails_the_vm",
+            f"{_HOOKS}::test_row_10_1_1_failure_in_a_phase_that_comes_after_is_a_warning",
             f"{_HOOKS}::test_script_without_end_of_words_fills_no_log",
         ),
         87: (

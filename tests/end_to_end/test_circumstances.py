@@ -18,7 +18,7 @@ PACED = "[backup]\nbytes_per_s = 4194304\n"
 LONG = "[backup]\nbytes_per_s = 1048576\n"
 
 
-def test_vm_started_by_a_user_meanwhile_is_kept_running(lab: Lab) -> None:
+def test_row_10_1_10_vm_started_by_a_user_meanwhile_is_kept_running(lab: Lab) -> None:
     lab.script(PACED)
 
     def start_by_hand(_: Any) -> None:

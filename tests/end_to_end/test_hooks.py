@@ -66,7 +66,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("mode", ORDERS)
-def test_script_is_called_in_order_with_its_environment_alone(
+def test_row_10_1_1_script_is_called_in_order_with_its_environment_alone(
     lab: Lab, hook: Recorder, mode: str
 ) -> None:
     lab.start()

@@ -80,7 +80,7 @@ def use(world: World, mode: BackupMode) -> None:
         (BackupMode.SUSPEND, RunState.PAUSED, "suspend", STOPPED_ORDER),
     ],
 )
-def test_script_sees_its_phases_in_order(
+def test_row_10_1_1_script_sees_its_phases_in_order(
     world: World, mode: BackupMode, state: RunState | None, told_mode: str, order: list[str]
 ) -> None:
     script = RecordingScript(world)
@@ -96,7 +96,7 @@ def test_script_sees_its_phases_in_order(
     ]
 
 
-def test_environment_holds_what_is_known_and_nothing_else(world: World) -> None:
+def test_row_10_1_1_environment_holds_what_is_known_and_nothing_else(world: World) -> None:
     script = RecordingScript(world)
     use(world, BackupMode.SNAPSHOT)
     world.assert_good(world.run())
@@ -158,7 +158,9 @@ def test_vm_that_is_not_there_is_told_without_its_facts(world: World) -> None:
         ),
     ],
 )
-def test_failed_run_is_told_as_aborted(world: World, mode: BackupMode, order: list[str]) -> None:
+def test_row_10_1_1_failed_run_is_told_as_aborted(
+    world: World, mode: BackupMode, order: list[str]
+) -> None:
     script = RecordingScript(world)
     use(world, mode)
     world.script = Script(backup=BackupRules(fail_at_bytes=1 << 20, fail_text="no luck"))
@@ -167,7 +169,7 @@ def test_failed_run_is_told_as_aborted(world: World, mode: BackupMode, order: li
     assert world.machine.run_state is RunState.RUNNING
 
 
-def test_interrupted_job_is_told_as_aborted(world: World) -> None:
+def test_row_10_1_1_interrupted_job_is_told_as_aborted(world: World) -> None:
     script = RecordingScript(world)
     use(world, BackupMode.SNAPSHOT)
     world.cancel_on = events.JobAccepted
@@ -195,7 +197,7 @@ def failed(phase: str, mode: str = "snapshot") -> str:
 @pytest.mark.parametrize(
     "phase", ["backup-start", "pre-stop", "pre-restart", "post-restart", "backup-end"]
 )
-def test_failure_in_a_phase_of_the_run_fails_the_vm(world: World, phase: str) -> None:
+def test_row_10_1_1_failure_in_a_phase_of_the_run_fails_the_vm(world: World, phase: str) -> None:
     script = RecordingScript(world, fails=phase)
     use(world, BackupMode.SNAPSHOT)
     result = world.run()
@@ -216,7 +218,9 @@ def test_failing_pre_stop_keeps_the_guest_running(world: World) -> None:
 
 
 @pytest.mark.parametrize("phase", ["pre-restart", "post-restart", "backup-abort", "log-end"])
-def test_failure_in_a_phase_that_comes_after_is_a_warning(world: World, phase: str) -> None:
+def test_row_10_1_1_failure_in_a_phase_that_comes_after_is_a_warning(
+    world: World, phase: str
+) -> None:
     script = RecordingScript(world, fails=phase)
     use(world, BackupMode.STOP)
     world.script = Script(backup=BackupRules(fail_at_bytes=1 << 20, fail_text="no luck"))
@@ -237,7 +241,7 @@ def test_failing_job_init_ends_the_job_before_it_began(world: World) -> None:
 
 
 @pytest.mark.parametrize(("phase", "vm_count"), [("job-start", 0), ("job-end", 1)])
-def test_failing_phase_of_the_job_fails_and_aborts_it(
+def test_row_10_1_1_failing_phase_of_the_job_fails_and_aborts_it(
     world: World, phase: str, vm_count: int
 ) -> None:
     script = RecordingScript(world, fails=phase)

@@ -22,7 +22,7 @@ def _scripted(*rules: CommandRule, backup: BackupRules | None = None) -> Script:
     return Script(command=rules, backup=backup or BackupRules())
 
 
-def test_error_status_is_the_error_of_the_run(world: World) -> None:
+def test_row_10_1_8_error_status_is_the_error_of_the_run(world: World) -> None:
     world.script = Script(backup=BackupRules(fail_at_bytes=1 << 20, fail_text="disk on fire"))
     world.assert_failed_clean(world.run(), "disk on fire")
 
@@ -38,7 +38,7 @@ def test_unexpected_status_is_named(world: World) -> None:
     world.assert_failed_clean(world.run(), "got unexpected status 'odd'")
 
 
-def test_foreign_uuid_ends_the_run_and_a_foreign_job_is_left_alone(world: World) -> None:
+def test_row_10_1_8_foreign_uuid_ends_the_run_and_a_foreign_job_is_left_alone(world: World) -> None:
     foreign = {"uuid": "11111111-2222-4333-8444-555555555555", "backup-file": "/dev/fdname/x"}
     world.script = _scripted(CommandRule(name="query-backup", patch=foreign), backup=SLOW)
     result = world.run()
@@ -87,7 +87,7 @@ def test_freeze_error_is_told_and_thaw_is_sent_all_the_same(world: World) -> Non
     assert result is not None and result.consistency is Consistency.CRASH
 
 
-def test_agent_that_dies_at_the_freeze_is_told_within_the_hour(world: World) -> None:
+def test_row_10_1_9_agent_that_dies_at_the_freeze_is_told_within_the_hour(world: World) -> None:
     world.script = Script(agent=AgentRules(dies_at="guest-fsfreeze-freeze"))
     result = world.run()
     assert result is not None and result.error is None, result
@@ -285,7 +285,7 @@ def test_failed_start_puts_the_guest_back_to_work(world: World, mode: BackupMode
     assert world.machine.run_state is RunState.RUNNING
 
 
-def test_failed_start_of_a_stopped_vm_stops_its_qemu_again(world: World) -> None:
+def test_row_10_1_10_failed_start_of_a_stopped_vm_stops_its_qemu_again(world: World) -> None:
     world.state = None
     world.script = _scripted(CommandRule(name="backup", error="no"))
     world.assert_failed_clean(world.run(), "no")

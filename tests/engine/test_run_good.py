@@ -97,7 +97,7 @@ def test_stop_mode_shuts_down_and_continues_in_the_new_process(world: World) -> 
 
 
 @pytest.mark.parametrize("mode", list(BackupMode))
-def test_stopped_vm_is_backed_up_by_a_paused_qemu_and_stopped_again(
+def test_row_10_1_10_stopped_vm_is_backed_up_by_a_paused_qemu_and_stopped_again(
     world: World, mode: BackupMode
 ) -> None:
     world.state = None
@@ -113,7 +113,9 @@ def test_stopped_vm_is_backed_up_by_a_paused_qemu_and_stopped_again(
 
 
 @pytest.mark.parametrize("mode", [BackupMode.SNAPSHOT, BackupMode.SUSPEND])
-def test_vm_paused_before_is_not_frozen_and_stays_paused(world: World, mode: BackupMode) -> None:
+def test_row_10_1_10_vm_paused_before_is_not_frozen_and_stays_paused(
+    world: World, mode: BackupMode
+) -> None:
     world.state = RunState.PAUSED
     world.options = _options(mode=mode)
     world.assert_good(world.run())
@@ -135,7 +137,7 @@ def test_vm_paused_by_its_operator_meanwhile_is_not_continued(world: World) -> N
     assert world.machine.run_state is RunState.PAUSED
 
 
-def test_vm_started_by_a_user_meanwhile_is_kept_running(world: World) -> None:
+def test_row_10_1_10_vm_started_by_a_user_meanwhile_is_kept_running(world: World) -> None:
     world.state = None
     world.script = Script(backup=BackupRules(bytes_per_s=1 << 20))
 
@@ -164,7 +166,7 @@ def test_freeze_switched_off_in_the_configuration_is_skipped(world: World) -> No
     assert world.told_of(events.FreezeSkipped)[0].reason is FreezeSkip.DISABLED
 
 
-def test_guest_frozen_by_another_is_neither_frozen_nor_thawed(world: World) -> None:
+def test_row_10_1_9_guest_frozen_by_another_is_neither_frozen_nor_thawed(world: World) -> None:
     world.arrange = World.freeze_by_another
     result = world.run()
     assert result is not None and result.error is None

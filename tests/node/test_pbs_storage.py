@@ -42,7 +42,7 @@ def read(directory: Path, *lines: str, password: bytes | None = b"secret\n") -> 
         (["server pbs.example", f"fingerprint {PIN}"], "root@pam@pbs.example:store"),
     ],
 )
-def test_section_becomes_the_platforms_repository_string(
+def test_row_5_8_section_becomes_the_platforms_repository_string(
     lines: list[str], repository: str, tmp_path: Path
 ) -> None:
     target = read(tmp_path, "datastore store", *lines)
@@ -50,7 +50,7 @@ def test_section_becomes_the_platforms_repository_string(
     assert target.storage_id == "bak"
 
 
-def test_namespace_and_fingerprint_are_beside_the_repository(tmp_path: Path) -> None:
+def test_row_5_8_namespace_and_fingerprint_are_beside_the_repository(tmp_path: Path) -> None:
     target = read(
         tmp_path,
         "server pbs.example",
@@ -72,7 +72,7 @@ def test_namespace_and_fingerprint_are_beside_the_repository(tmp_path: Path) -> 
         (["server pbs.example"], "no datastore given"),
     ],
 )
-def test_missing_place_is_told_in_the_platforms_words(
+def test_row_5_8_missing_place_is_told_in_the_platforms_words(
     lines: list[str], text: str, tmp_path: Path
 ) -> None:
     section = parse_storage_config(b"pbs: bak\n\tserver pbs.example\n\tdatastore store\n").sections[
@@ -125,7 +125,7 @@ KEYLESS = (
         (("master.pem",), (), ("", ""), KEYLESS),
     ],
 )
-def test_keys_are_chosen_by_what_is_there(
+def test_row_5_8_keys_are_chosen_by_what_is_there(
     files: tuple[str, ...],
     lines: tuple[str, ...],
     chosen: tuple[str, str],
@@ -181,7 +181,7 @@ def test_configured_key_that_is_missing_is_refused(
         (b" blanks stay \n", " blanks stay "),
     ],
 )
-def test_password_is_the_first_line_in_either_encoding(
+def test_row_5_8_password_is_the_first_line_in_either_encoding(
     raw: bytes, password: str, tmp_path: Path
 ) -> None:
     target = read(tmp_path, "server pbs.example", "datastore store", password=raw)

@@ -47,7 +47,7 @@ def _entry(key: str, storage_id: str, format_: str = "raw") -> MapEntry:
     return MapEntry(key=key, device_id=f"drive-{key}", storage_id=storage_id, format=format_)
 
 
-def test_reference_configuration_is_assembled_byte_for_byte() -> None:
+def test_row_10_2_reference_configuration_is_assembled_byte_for_byte() -> None:
     entries = [_entry("scsi2", "nas", "qcow2"), _entry("efidisk0", "local-lvm")]
     assembled = assemble_config(RAW, [*entries, _entry("scsi0", "local-lvm")])
     assert assembled.data == STORED
@@ -55,23 +55,23 @@ def test_reference_configuration_is_assembled_byte_for_byte() -> None:
     assert assembled.skipped_kinds == ("snapshot", "pending")
 
 
-def test_map_lines_come_in_the_order_of_strings() -> None:
+def test_row_10_1_4_map_lines_come_in_the_order_of_strings() -> None:
     keys = ["scsi0", "scsi1", "scsi10", "scsi2", "efidisk0", "tpmstate0"]
     lines = assemble_config(b"", [_entry(key, "s") for key in keys]).data.splitlines()
     found = [line.split(b":")[1].decode() for line in lines]
     assert found == ["efidisk0", "scsi0", "scsi1", "scsi10", "scsi2", "tpmstate0"]
 
 
-def test_marks_of_an_earlier_backup_are_dropped() -> None:
+def test_row_10_1_4_marks_of_an_earlier_backup_are_dropped() -> None:
     raw = b"#vzdump#x\n#qmdump#map:a:b:c:d:\nname: x\n"
     assert assemble_config(raw, []).data == b"name: x\n"
 
 
-def test_snapshot_named_like_pending_counts_as_snapshot() -> None:
+def test_row_10_1_4_snapshot_named_like_pending_counts_as_snapshot() -> None:
     assert assemble_config(b"[pending1]\n", []).skipped_kinds == ("snapshot",)
 
 
-def test_special_section_is_told_as_special() -> None:
+def test_row_10_1_4_special_section_is_told_as_special() -> None:
     raw = b"name: x\n[special:cloudinit]\nname: y\n"
     assembled = assemble_config(raw, [])
     assert (assembled.data, assembled.skipped_kinds) == (b"name: x\n", ("special",))
@@ -99,7 +99,7 @@ def test_empty_configuration_holds_only_the_map_lines() -> None:
     assert assemble_config(b"", [_entry("scsi0", "s")]).data == _entry("scsi0", "s").line()
 
 
-def test_every_unused_disk_is_told_in_the_order_of_the_file() -> None:
+def test_row_10_1_4_every_unused_disk_is_told_in_the_order_of_the_file() -> None:
     assembled = assemble_config(b"unused1: a:y\nunused0:a:x\nunusedfoo: z\n", [])
     assert assembled.unused_volids == ("a:y", "a:x")
     assert assembled.data == b"unusedfoo: z\n"

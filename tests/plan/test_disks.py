@@ -19,7 +19,7 @@ def _verdicts(text: str) -> dict[str, str]:
     return {choice.key: choice.reason for choice in choices}
 
 
-def test_reference_configuration_is_judged_in_the_order_of_drives() -> None:
+def test_row_10_2_reference_configuration_is_judged_in_the_order_of_drives() -> None:
     choices = _select(
         "bios: ovmf\nefidisk0: local-lvm:vm-100-disk-2,size=4M\nide2: none,media=cdrom\n"
         "scsi0: local-lvm:vm-100-disk-0,size=32G\nscsi10: tank:vm-100-disk-0,backup=0,size=1T\n"
@@ -57,12 +57,12 @@ def test_included_disk_carries_its_volume_size_and_device() -> None:
         "unused0: local-lvm:vm-100-disk-9",
     ],
 )
-def test_cdroms_cloud_init_and_unused_volumes_are_not_listed(line: str) -> None:
+def test_row_10_1_5_cdroms_cloud_init_and_unused_volumes_are_not_listed(line: str) -> None:
     assert _select(line) == ()
 
 
 @pytest.mark.parametrize("word", ["0", "no", "off", "FALSE"])
-def test_disk_with_backup_off_is_excluded_with_its_reason(word: str) -> None:
+def test_row_10_1_5_disk_with_backup_off_is_excluded_with_its_reason(word: str) -> None:
     assert _verdicts(f"scsi0: a:b,backup={word}") == {"scsi0": "backup=no"}
 
 
@@ -71,17 +71,17 @@ def test_disk_with_backup_on_is_included() -> None:
 
 
 @pytest.mark.parametrize("bios", ["", "bios: seabios\n"])
-def test_efidisk_without_ovmf_is_excluded_with_its_reason(bios: str) -> None:
+def test_row_10_1_5_efidisk_without_ovmf_is_excluded_with_its_reason(bios: str) -> None:
     assert _verdicts(f"{bios}efidisk0: a:b") == {"efidisk0": "efidisk but no OVMF BIOS"}
 
 
-def test_tpm_state_is_included_under_a_device_of_its_own() -> None:
+def test_row_10_1_5_tpm_state_is_included_under_a_device_of_its_own() -> None:
     (choice,) = _select("tpmstate0: a:b,size=4M,version=v2.0")
     assert choice.included
     assert choice.device_id == "drive-tpmstate0-backup"
 
 
-def test_disk_by_absolute_path_is_included() -> None:
+def test_row_10_1_5_disk_by_absolute_path_is_included() -> None:
     assert _verdicts("sata0: /dev/disk/by-id/x") == {"sata0": ""}
 
 

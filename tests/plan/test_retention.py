@@ -85,14 +85,14 @@ def kept(decisions: Sequence[RetentionDecision]) -> set[str]:
     ],
     ids=["weeks-and-months", "iso-week-over-new-year", "weekly-2", "last-then-daily"],
 )
-def test_vector_of_2_7_keeps_what_the_row_says(
+def test_row_2_7_vector_keeps_what_the_row_says(
     moments: tuple[str, ...], rule: str, stay: set[str]
 ) -> None:
     assert kept(decide(moments, rule)) == stay
     assert kept(decide(tuple(reversed(moments)), rule)) == stay
 
 
-# Row 10.1.6: the same with one protected entry, which stays and covers no period.
+# The same with one protected entry, which stays and covers no period.
 @pytest.mark.parametrize(
     ("moments", "rule", "protected", "stay"),
     [
@@ -124,7 +124,7 @@ def test_vector_of_2_7_keeps_what_the_row_says(
     ],
     ids=["weeks-and-months", "iso-week-over-new-year", "weekly-2", "last-then-daily"],
 )
-def test_vector_of_2_7_with_a_protected_entry(
+def test_row_10_1_6_vector_with_a_protected_entry(
     moments: tuple[str, ...], rule: str, protected: str, stay: set[str]
 ) -> None:
     decisions = decide(moments, rule, protected=(protected,))

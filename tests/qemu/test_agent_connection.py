@@ -40,7 +40,7 @@ async def test_connect_agent_channel_ends_is_unreachable(serve, request_ids):
             pass
 
 
-async def test_execute_returns_value_behind_its_own_sync(serve, request_ids):
+async def test_row_10_1_9_execute_returns_value_behind_its_own_sync(serve, request_ids):
     sync_ids = []
 
     async def agent(peer):
@@ -63,7 +63,7 @@ async def test_execute_returns_value_behind_its_own_sync(serve, request_ids):
     assert all(str(sync_id).startswith("42420") for sync_id in sync_ids)
 
 
-async def test_connect_agent_first_request_starts_with_delimiter(serve, request_ids):
+async def test_row_10_1_9_connect_agent_first_request_starts_with_delimiter(serve, request_ids):
     first = []
 
     async def agent(peer):
@@ -76,7 +76,7 @@ async def test_connect_agent_first_request_starts_with_delimiter(serve, request_
     assert first[0].startswith(b'\xff{"execute": "guest-sync-delimited"')
 
 
-async def test_connect_agent_left_overs_of_others_are_skipped(serve, request_ids):
+async def test_row_10_1_9_connect_agent_left_overs_of_others_are_skipped(serve, request_ids):
     async def agent(peer):
         request = await peer.read()
         peer.writer.write(b'{"return": {}}\n{"error": {"class": "GenericError", "desc": "JSON')
@@ -127,7 +127,7 @@ async def test_execute_sync_reply_from_the_future_is_refused(serve, request_ids)
             await connection.execute("guest-ping", timeout_s=5)
 
 
-async def test_execute_error_reply_is_an_agent_error(serve, request_ids):
+async def test_row_10_1_9_execute_error_reply_is_an_agent_error(serve, request_ids):
     async def agent(peer):
         await peer.answer_sync()
         await peer.answer_sync()

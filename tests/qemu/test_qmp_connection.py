@@ -70,7 +70,9 @@ async def test_connect_peer_closes_before_greeting_is_unreachable(serve, request
             pass
 
 
-async def test_connect_greeting_in_pieces_and_stray_replies_are_survived(serve, request_ids):
+async def test_row_10_1_8_connect_greeting_in_pieces_and_stray_replies_are_survived(
+    serve, request_ids
+):
     async def stray(peer):
         peer.writer.write(b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 10}, ')
         await peer.writer.drain()
@@ -118,7 +120,7 @@ async def test_execute_error_reply_keeps_class_and_text(serve, request_ids):
     assert str(caught.value) == "The command backup has not been found"
 
 
-async def test_execute_no_reply_times_out_and_connection_is_given_up(serve, request_ids):
+async def test_row_10_1_8_execute_no_reply_times_out_and_connection_is_given_up(serve, request_ids):
     seen = []
 
     async def swallow(peer):
@@ -136,7 +138,7 @@ async def test_execute_no_reply_times_out_and_connection_is_given_up(serve, requ
     assert seen == ["query-backup"]
 
 
-async def test_execute_late_reply_of_earlier_connection_is_not_taken(serve, request_ids):
+async def test_row_10_1_8_execute_late_reply_of_earlier_connection_is_not_taken(serve, request_ids):
     """The peer answers each connection's command with the id of the one before as well."""
     earlier = []
 
@@ -159,7 +161,7 @@ async def test_execute_late_reply_of_earlier_connection_is_not_taken(serve, requ
     assert earlier[0] != earlier[1]
 
 
-async def test_execute_peer_closes_is_closed(serve, request_ids):
+async def test_row_10_1_8_execute_peer_closes_is_closed(serve, request_ids):
     async def die(peer):
         await peer.greet()
         await peer.read()
@@ -200,7 +202,7 @@ async def test_execute_big_reply_is_read(serve, request_ids):
     assert len(reply) == 3_000_000
 
 
-async def test_execute_with_fd_sends_descriptor_in_message_of_command(
+async def test_row_10_1_8_execute_with_fd_sends_descriptor_in_message_of_command(
     socket_directory, request_ids
 ):
     """The kernel attaches the descriptor to the first byte of the very JSON message."""
