@@ -151,3 +151,28 @@ async def test_close_ends_and_reaps_child(bridge):
     await bridge.close()
     await bridge.close()
     assert process.returncode == 0
+
+
+def _notify(bridge, **fields):
+    params = {"severity": "error", "template": "vzdump", "data": {"total-size": 5}}
+    return _call(bridge, "notify", {**params, "fields": {"type": "vzdump", **fields}})
+
+
+async def test_notify_adds_the_names_that_the_library_knows(bridge, stub_calls):
+    await _notify(bridge, hostname="pve1")
+    [call] = stub_calls()
+    names = {"hostname": "pve1", "fqdn": "pve1.example.com", "cluster-name": "prod"}
+    assert call == [
+        *("notify", "error", "vzdump", {"total-size": 5, **names}),
+        *({"type": "vzdump", "hostname": "pve1"}, None),
+    ]
+
+
+async def test_notify_that_reaches_nobody_says_so_in_what_it_prints(bridge):
+    reply = await _notify(bridge, **{"job-id": "unheard"})
+    assert reply.lines == ["ERROR: could not notify via target `mail-to-root`: no address"]
+
+
+async def test_notify_without_configuration_is_an_error(bridge):
+    with pytest.raises(StorageError, match=r"^could not read notifications.cfg$"):
+        await _notify(bridge, **{"job-id": "dying"})

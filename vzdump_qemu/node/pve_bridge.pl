@@ -119,6 +119,16 @@ my %methods = (
         PVE::QemuServer::vm_stop($config, $params->{vmid}, 1, 0, undef, 0, 1);
         return undef;
     },
+    notify => sub {
+        my ($params) = @_;
+        # A platform of before it tells nobody but the recipients of a mail.
+        return undef if !eval { require PVE::Notify; 1 } && $@ =~ m{^Can't locate PVE/Notify\.pm};
+        require PVE::Notify;
+        # Names of the host and the cluster, as the library knows them.
+        my $data = { $params->{data}->%*, PVE::Notify::common_template_data()->%* };
+        PVE::Notify::notify($params->{severity}, $params->{template}, $data, $params->{fields});
+        return undef;
+    },
 );
 
 sub printed_lines {

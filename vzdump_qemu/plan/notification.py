@@ -149,19 +149,30 @@ def render_status(outcome: JobOutcome) -> str:
 
 def render_subject(outcome: JobOutcome) -> str:
     """The subject, one line."""
-    return f"vzdump backup status ({outcome.host_name}): {render_status(outcome)}"
+    status = " ".join(render_status(outcome).split())
+    return f"vzdump backup status ({outcome.host_name}): {status}"
 
 
 def guest_row(guest: GuestOutcome) -> tuple[str, ...]:
     """The cells of one VM under `HEADINGS`."""
     return (
         str(guest.vmid),
-        guest.vm_name or f"VM {guest.vmid}",
+        guest_display_name(guest),
         guest.state.value,
         render_duration(guest.duration_s),
         render_bytes(shown_size_bytes(guest)),
-        guest.file_name if guest.state is GuestState.OK else "",
+        shown_file_name(guest),
     )
+
+
+def guest_display_name(guest: GuestOutcome) -> str:
+    """The VM's name, or what stands for one."""
+    return guest.vm_name or f"VM {guest.vmid}"
+
+
+def shown_file_name(guest: GuestOutcome) -> str:
+    """Where the VM's backup is; empty if there is none."""
+    return guest.file_name if guest.state is GuestState.OK else ""
 
 
 def shown_size_bytes(guest: GuestOutcome) -> int:
@@ -171,6 +182,12 @@ def shown_size_bytes(guest: GuestOutcome) -> int:
 
 def render_text_body(outcome: JobOutcome) -> str:
     """The message as plain text, without a long line."""
+    lines = [render_summary(outcome), "", "Logs", "====", "", render_logs(outcome)]
+    return break_long_lines("\n".join(lines))
+
+
+def render_summary(outcome: JobOutcome) -> str:
+    """The message without its logs, without a long line."""
     rows = [HEADINGS, *(guest_row(guest) for guest in outcome.guests)]
     widths = [max(len(row[index]) for row in rows) for index in range(len(HEADINGS))]
     table = [
@@ -184,9 +201,6 @@ def render_text_body(outcome: JobOutcome) -> str:
         "",
         f"Total running time: {render_duration(outcome.duration_s)}",
         f"Total size: {render_bytes(outcome.total_bytes)}",
-        "",
-        *("Logs", "====", ""),
-        render_logs(outcome),
     ]
     return break_long_lines("\n".join(lines))
 
