@@ -143,10 +143,11 @@ async def test_record_fleecing_is_written_and_removed(node, config):
 
 async def test_global_lock_writes_the_task_id_and_excludes_a_second_job(node, tree):
     path = tree / "var/run/vzdump.lock"
+    node.announce_job(task_id="100")
     async with node.hold_global_lock(timeout_s=0):
         upid = (tree / "var/run/vzdump.pid").read_text()
         assert re.fullmatch(
-            rf"UPID:pve1:{os.getpid():08X}:[0-9A-F]{{8,9}}:[0-9A-F]{{8}}:vzdump::root@pam:", upid
+            rf"UPID:pve1:{os.getpid():08X}:[0-9A-F]{{8,9}}:[0-9A-F]{{8}}:vzdump:100:root@pam:", upid
         )
         with pytest.raises(VmLocked) as caught:
             async with node.hold_global_lock(timeout_s=0):
@@ -170,3 +171,29 @@ async def test_configuration_behind_a_link_stays_behind_it(tree, config, node):
     await node.set_vm_lock(100)
     assert config.is_symlink()
     assert b"lock: backup" in Path(real).read_bytes()
+
+
+async def test_row_1_5_pid_file_is_of_jobs_alone(node, tree):
+    """Who puts back what a dead job left must not be ended by ``--stop``."""
+    async with node.hold_global_lock(timeout_s=0):
+        assert not (tree / "var/run/vzdump.pid").exists()
+
+
+async def test_row_1_6_8_job_without_an_error_takes_its_pid_file_away(node, tree):
+    node.announce_job()
+    async with node.hold_global_lock(timeout_s=0):
+        pass
+    assert (tree / "var/run/vzdump.pid").exists()
+    await node.forget_job()
+    assert not (tree / "var/run/vzdump.pid").exists()
+    await node.forget_job()
+
+
+async def test_row_1_6_8_pid_file_of_another_job_stays(node, tree):
+    node.announce_job()
+    async with node.hold_global_lock(timeout_s=0):
+        await node.forget_job()
+        assert (tree / "var/run/vzdump.pid").exists()
+    (tree / "var/run/vzdump.pid").write_text("UPID:of:another")
+    await node.forget_job()
+    assert (tree / "var/run/vzdump.pid").read_text() == "UPID:of:another"

@@ -170,6 +170,26 @@ def test_configured_key_that_is_missing_is_refused(
     assert caught.value.message == text
 
 
+@pytest.mark.parametrize("files", [(), ("master.pem",), ("enc",)])
+def test_missing_key_hinders_no_look_at_the_backups(files: tuple[str, ...], tmp_path: Path) -> None:
+    """Listing and removing need no key; what is encrypted is refused when it is read."""
+    config = tmp_path / "storage.cfg"
+    config.write_text(
+        "pbs: bak\n\tserver pbs.example\n\tdatastore store\n\tencryption-key ab:cd\n"
+        "\tmaster-pubkey 1\n"
+    )
+    (tmp_path / "bak.pw").write_text("secret")
+    for name in files:
+        (tmp_path / f"bak.{name}").write_text("x")
+    sections = StorageSections(path=str(config), secret_directory=str(tmp_path), node_name="lab")
+    target = sections.backup_server("bak", for_reading=True)
+    assert target is not None
+    assert target.key_path == (str(tmp_path / "bak.enc") if files == ("enc",) else "")
+    assert (target.master_key_path, target.warning) == ("", "")
+    with pytest.raises(StorageError, match=r"no encryption key file found|no key file found"):
+        sections.backup_server("bak")
+
+
 @pytest.mark.parametrize(
     ("raw", "password"),
     [

@@ -18,6 +18,10 @@ lvmthin: thin
 \tvgname pve
 \tthinpool data
 \tcontent images
+
+linstor: linbit
+\tresourcegroup x
+\tcontent images,backup
 """
 
 
@@ -95,6 +99,12 @@ async def test_fleecing_image_is_named_as_the_library_names_it(
     assert ["vdisk_alloc", *asked] in stub_calls()
     await node.storages.free(volid)
     assert stub_calls()[-1] == ["vdisk_free", volid]
+
+
+async def test_row_5_1_type_of_a_plugin_is_the_librarys_business(node):
+    """Not known to our grammar, it is no backup server, and the library activates it."""
+    assert await node.storages.backup_server("linbit") is None
+    assert node.storages.fleecing_volid("linbit", vmid=100, name="0") == "linbit:vm-100-fleece-0"
 
 
 async def test_fleecing_on_unknown_storage_is_refused(node):

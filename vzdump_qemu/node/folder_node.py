@@ -95,6 +95,8 @@ def find_layout(root: str) -> NodeLayout:
     if len(names) != 1:
         raise ConfigError(
             f"'{root}' is not laid out like a PVE node",
-            hint=f"'vzdump-qemu lab create {root}' makes one",
+            hint=f"'vzdump-qemu lab create {root}' makes one"
+            if root != "/"
+            else "name a lab with --root DIR, or a VM of any QEMU with --qmp SOCK",
         )
     return NodeLayout(root=root, node_name=names[0])

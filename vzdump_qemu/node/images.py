@@ -6,7 +6,6 @@ places. Sizes are virtual sizes in bytes, whole sectors. Source: host behaviour,
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import stat
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vzdump_qemu.errors import StorageError
+from vzdump_qemu.node.storage_activation import within
 from vzdump_qemu.ports import CommandRunner
 from vzdump_qemu.units import SECTOR_BYTES, round_up
 
@@ -22,6 +22,8 @@ from vzdump_qemu.units import SECTOR_BYTES, round_up
 _QCOW2_HEADER = struct.Struct(">4s20xQ")
 _QCOW2_MAGIC = b"QFI\xfb"
 _MAGICS = {_QCOW2_MAGIC: "qcow2", b"KDMV": "vmdk", b"QED\0": "qed"}
+# The platform's own limit for the size of a volume.
+SIZE_TIMEOUT_S = 5.0
 _IMG = "qemu-img"
 _IMG_HINT = "install qemu-utils, or use raw images"
 
@@ -50,7 +52,10 @@ async def read_image_size(path: str, image_format: str, *, commands: CommandRunn
         StorageError: unreadable, not of that format, or of a format that nothing here knows.
     """
     if image_format in ("raw", "qcow2"):
-        return await asyncio.to_thread(_read_size, path, image_format)
+        try:
+            return await within(SIZE_TIMEOUT_S, lambda: _read_size(path, image_format))
+        except TimeoutError:
+            raise StorageError(f"unable to read '{path}' - it does not answer") from None
     argv = [_require_img(commands), "info", "--output=json", "-f", image_format, path]
     status, lines = await commands.run(argv)
     if status != 0:

@@ -70,6 +70,11 @@ class NodeLayout:
         return self._below("var/log/vzdump")
 
     @property
+    def task_log_directory(self) -> str:
+        """Of the platform, by the last digit of a task's begin; only a real node has it."""
+        return self._below("var/log/pve/tasks")
+
+    @property
     def vm_lock_directory(self) -> str:
         return self._below("var/lock/qemu-server")
 

@@ -20,6 +20,7 @@ from vzdump_qemu.formats.vm_config import (
     set_fleecing_images,
     set_lock_line,
 )
+from vzdump_qemu.node.bridge import PveBridge
 from vzdump_qemu.node.event_daemon import hold_event_daemon
 from vzdump_qemu.node.layout import NodeLayout
 from vzdump_qemu.node.locks import hold_global_flock, hold_vm_flock, replace_file
@@ -32,6 +33,7 @@ from vzdump_qemu.qemu.request_ids import RequestIds
 BACKUP_LOCK = "backup"
 # The cluster file system's own limit.
 CONFIG_BYTES_MAX = 1024 * 1024
+_NEAR_MAX = 10
 _CONFIG_NAME = re.compile(r"([1-9][0-9]{2,8})\.conf")
 
 
@@ -102,12 +104,21 @@ class NodeStrategies:
         make_power: power of one VM.
         has_backup_job: whether the node's QEMU knows the `backup` command.
         close: lets go of what the strategies hold.
+        bridge: to the platform's own library, where there is one.
     """
 
     storages: Storages
     make_power: Callable[[LocalMachine], Power]
     has_backup_job: Callable[[], Awaitable[bool]]
     close: Callable[[], Awaitable[None]]
+    bridge: PveBridge | None = None
+
+
+def name_nearest(vmid: int, known: Sequence[int]) -> str:
+    """A hint for a VM that is not there: those that are, by how near their numbers are."""
+    nearest = sorted(known, key=lambda other: abs(other - vmid))[:_NEAR_MAX]
+    names = ", ".join(str(other) for other in sorted(nearest)) or "none"
+    return f"VMs of this node, the nearest: {names}"
 
 
 class LocalNode:
@@ -125,6 +136,7 @@ class LocalNode:
         self._strategies = strategies
         self._table = table
         self._process_id = process_id
+        self._upid = ""
         self._request_ids = RequestIds(process_id)
 
     async def __aenter__(self) -> LocalNode:
@@ -144,6 +156,11 @@ class LocalNode:
     @property
     def layout(self) -> NodeLayout:
         return self._layout
+
+    @property
+    def bridge(self) -> PveBridge | None:
+        """To the platform's own library; None where there is none."""
+        return self._strategies.bridge
 
     @property
     def journal_directory(self) -> str:
@@ -177,7 +194,8 @@ class LocalNode:
         raw = await asyncio.to_thread(_read, self._layout.vm_config(vmid))
         if raw is None:
             raise VmNotFound(
-                f"unable to find configuration file for VM {vmid} on node '{self.name}'"
+                f"unable to find configuration file for VM {vmid} on node '{self.name}'",
+                hint=name_nearest(vmid, await self.list_vmids()),
             )
         return raw
 
@@ -221,14 +239,36 @@ class LocalNode:
 
     @asynccontextmanager
     async def hold_global_lock(self, *, timeout_s: float) -> AsyncIterator[None]:
-        """See `ports.Node.hold_global_lock`; who holds it is told in the pid file beside it."""
+        """See `ports.Node.hold_global_lock`; a job that holds it is told in the pid file."""
         async with hold_global_flock(self._layout.global_lock, timeout_s=timeout_s):
-            upid = make_upid(self.name, self._process_id, kind="vzdump")
-            with suppress(OSError):
-                replace_file(
-                    self._layout.global_pid_file, upid.encode(), process_id=self._process_id
-                )
+            if self._upid:
+                with suppress(OSError):
+                    replace_file(
+                        self._layout.global_pid_file,
+                        self._upid.encode(),
+                        process_id=self._process_id,
+                    )
             yield
+
+    def announce_job(self, *, task_id: str = "") -> str:
+        """Name the task that this process is; whoever takes the global lock next is that job.
+
+        Only a job is one that ``--stop`` may end, and not who puts back what a dead one left.
+
+        Returns:
+            The task's UPID.
+        """
+        self._upid = make_upid(self.name, self._process_id, kind="vzdump", task_id=task_id)
+        return self._upid
+
+    async def forget_job(self) -> None:
+        """The job ended without any error: nothing is left that the pid file could mean."""
+        path = self._layout.global_pid_file
+        # While another job holds the lock, the file is that one's.
+        with suppress(VmLocked, OSError, ConfigError):
+            async with hold_global_flock(self._layout.global_lock, timeout_s=0):
+                if _read(path) == self._upid.encode():
+                    os.unlink(path)
 
     @asynccontextmanager
     async def _editing(self, vmid: int) -> AsyncIterator[_ConfigEdit]:

@@ -57,7 +57,8 @@ async def _make_drive(drive: DriveConfig, storages: Storages) -> DriveSpec:
     return DriveSpec(
         key=drive.key,
         path=facts.path,
-        format=drive.format or facts.format,
+        # What a guest writes onto its own disk must not make another format of it.
+        format=drive.format or (facts.format if facts.storage_id else "raw"),
         read_only=read_only,
         is_cdrom=is_cdrom,
     )

@@ -23,11 +23,14 @@ _IGNORED_MASTER_KEY = (
 )
 
 
-def read_pbs_target(section: StorageSection, secret_directory: str) -> PbsTarget:
+def read_pbs_target(
+    section: StorageSection, secret_directory: str, *, for_reading: bool = False
+) -> PbsTarget:
     """The server of a section of type ``pbs``.
 
     Args:
         secret_directory: ``etc/pve/priv/storage`` of the node.
+        for_reading: nothing will be sent: a missing key hinders who deciphers, not who lists.
     Raises:
         StorageError: something is missing or cannot be. Nothing is sent in plain for want of a
             key that was configured.
@@ -37,7 +40,7 @@ def read_pbs_target(section: StorageSection, secret_directory: str) -> PbsTarget
         if not options.get(name):
             raise StorageError(f"no {name} given")
     stem = os.path.join(secret_directory, section.storage_id)
-    key_path, master_key_path, warning = _choose_keys(section, stem)
+    key_path, master_key_path, warning = _choose_keys(section, stem, for_reading=for_reading)
     user = options.get("username")
     fingerprint = options.get("fingerprint")
     try:
@@ -62,10 +65,12 @@ def read_pbs_target(section: StorageSection, secret_directory: str) -> PbsTarget
         raise StorageError(f"storage '{section.storage_id}': {error}", hint=hint) from error
 
 
-def _choose_keys(section: StorageSection, stem: str) -> tuple[str, str, str]:
+def _choose_keys(section: StorageSection, stem: str, *, for_reading: bool) -> tuple[str, str, str]:
     """Paths of the key and of the master key, and a warning; empty for none."""
     key_path, master_path = f"{stem}.enc", f"{stem}.master.pem"
     has_key, has_master = os.path.exists(key_path), os.path.exists(master_path)
+    if for_reading:
+        return key_path if has_key else "", "", ""
     if has_key:
         if has_master:
             return key_path, master_path, ""

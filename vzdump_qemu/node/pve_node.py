@@ -62,5 +62,6 @@ def open_pve_node(
         make_power=make_power,
         has_backup_job=_has_backup_job,
         close=client.close,
+        bridge=client,
     )
     return LocalNode(layout, strategies, table=ProcessTable(), process_id=process_id)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vzdump_qemu.errors import StorageError
 from vzdump_qemu.formats.storage_config import (
+    StorageConfig,
     StorageSection,
     parse_storage_config,
     require_storage,
@@ -51,7 +52,31 @@ class StorageSections:
     allow_qcow2: bool = True
 
     def require(self, storage_id: str) -> StorageSection:
-        """The storage, if this node may use it. Raises StorageError."""
+        """The storage, if this node may use it; of whatever type. Raises StorageError."""
+        return require_storage(self._read(), storage_id, node=self.node_name)
+
+    def has(self, storage_id: str) -> bool:
+        """Whether there is such a storage, be it for others. Raises StorageError."""
+        return self._read().find(storage_id) is not None
+
+    def remarks(self, storage_id: str) -> str:
+        """What of its section was not understood, with file and line; empty for nothing."""
+        return "; ".join(self._read().warnings_of(storage_id))
+
+    def backup_server(self, storage_id: str, *, for_reading: bool = False) -> PbsTarget | None:
+        """The server of a storage of type ``pbs``; None for any other.
+
+        Args:
+            for_reading: no backup will be made, so that a key that is missing is no obstacle.
+        Raises:
+            StorageError: no such storage here, or what a backup needs is missing.
+        """
+        section = self.require(storage_id)
+        if section.type != pbs_storage.TYPE:
+            return None
+        return pbs_storage.read_pbs_target(section, self.secret_directory, for_reading=for_reading)
+
+    def _read(self) -> StorageConfig:
         try:
             with open(self.path, "rb") as file:
                 raw = file.read()
@@ -59,14 +84,7 @@ class StorageSections:
             raw = b""
         except OSError as error:
             raise StorageError(f"unable to read '{self.path}' - {error.strerror}") from error
-        return require_storage(parse_storage_config(raw), storage_id, node=self.node_name)
-
-    def backup_server(self, storage_id: str) -> PbsTarget | None:
-        """The server of a storage of type ``pbs``; None for any other. Raises StorageError."""
-        section = self.require(storage_id)
-        if section.type != pbs_storage.TYPE:
-            return None
-        return pbs_storage.read_pbs_target(section, self.secret_directory)
+        return parse_storage_config(raw)
 
     def fleecing_names(self, storage_id: str, *, vmid: int, name: str) -> FleecingNames:
         """Names of image number `name`, before anything exists. Raises StorageError."""
