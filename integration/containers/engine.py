@@ -24,8 +24,6 @@ os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 from testcontainers.core.container import DockerContainer
 
 SUITE = "bookworm"
-REGISTRY_BASE = f"debian:{SUITE}-slim"
-OWN_BASE = f"vzdump-qemu/base:{SUITE}"
 UPSTREAM = "vzdump-qemu/upstream:latest"
 IN_CONTAINER_VARIABLE = "VZDUMP_QEMU_IN_CONTAINER"
 REPOSITORY = Path(__file__).parents[2]
@@ -40,45 +38,47 @@ class NoImage(Exception):
 def build_upstream_image() -> str:
     """Build the image with Debian's QEMU, unless it is there; return its name. Raises NoImage."""
     directory = _IMAGES / "upstream"
-    words = ["build", "--network", "host", "--build-arg", f"BASE={_find_base()}"]
+    words = ["build", "--network", "host", "--build-arg", f"BASE={find_base(SUITE)}"]
     _docker(*words, "-t", UPSTREAM, str(directory))
     return UPSTREAM
 
 
-def _find_base() -> str:
-    for name in (OWN_BASE, REGISTRY_BASE):
+def find_base(suite: str) -> str:
+    """The image of a bare Debian, made if need be; return its name. Raises NoImage."""
+    own, of_registry = f"vzdump-qemu/base:{suite}", f"debian:{suite}-slim"
+    for name in (own, of_registry):
         if _has_image(name):
             return name
     try:
         pulled = subprocess.run(
-            ["docker", "pull", "-q", REGISTRY_BASE],
+            ["docker", "pull", "-q", of_registry],
             check=False,
             capture_output=True,
             timeout=_PULL_LIMIT_S,
         )
         if pulled.returncode == 0:
-            return REGISTRY_BASE
+            return of_registry
     except subprocess.TimeoutExpired:
         pass
-    return _make_base()
+    _make_base(suite, own)
+    return own
 
 
-def _make_base() -> str:
+def _make_base(suite: str, name: str) -> None:
     """A Debian of the essential packages, from Debian's own archive."""
     if shutil.which("mmdebstrap") is None:
         raise NoImage("no registry answers, and mmdebstrap is not installed")
     with subprocess.Popen(
-        ["mmdebstrap", "--variant=minbase", "--quiet", SUITE, "-"], stdout=subprocess.PIPE
+        ["mmdebstrap", "--variant=minbase", "--quiet", suite, "-"], stdout=subprocess.PIPE
     ) as packing:
         done = subprocess.run(
-            ["docker", "import", "-", OWN_BASE],
+            ["docker", "import", "-", name],
             stdin=packing.stdout,
             check=False,
             capture_output=True,
         )
     if packing.returncode != 0 or done.returncode != 0:
         raise NoImage(f"mmdebstrap | docker import failed: {done.stderr.decode()}")
-    return OWN_BASE
 
 
 def _has_image(name: str) -> bool:
