@@ -1,21 +1,32 @@
 """The ports to a backup server that the engine needs, with the values that cross them.
 
-Owns what a run must know of a server, and the order in which a backup there is made; how the
-server is spoken to is left to `stores.pbs`. Source: host behaviour, 1.10 and 5.8; PBS formats,
-section 4.
+Owns what a run must know of a server, the order in which a backup there is made, and what is done
+with backups once they are; how the server is spoken to is left to `stores.pbs`. Source: host
+behaviour, 1.10 and 5.8; PBS formats, sections 4 and 11.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from vzdump_qemu.disk_ports import DiskOrigin
 from vzdump_qemu.errors import BackupError
 from vzdump_qemu.formats.pbs import BackupGroup, BackupRef
 from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import DiskTransfer
+
+ReadLog: TypeAlias = Callable[[str], bytes | None]
+"""The log file of a run that was closed, by its path; None if it was not written whole.
+
+Raises TargetError for one that cannot be read.
+"""
+
+
+def no_log(_log_path: str) -> bytes | None:
+    """`ReadLog` where nobody writes logs."""
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +131,79 @@ class PbsUpload(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PbsStored:
+    """A backup as its server lists it.
+
+    Attributes:
+        is_finished: whether it is final; what is not is being made, or was given up.
+        is_damaged: the server's last verification failed.
+        size_bytes: of all files as the server counts them; 0 while it is not final.
+    """
+
+    backup: BackupRef
+    is_finished: bool = True
+    is_protected: bool = False
+    is_damaged: bool = False
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PbsPruned:
+    """What the server's rule does with one backup."""
+
+    backup: BackupRef
+    is_kept: bool
+
+
+class PbsManagement(Protocol):
+    """Backups at one server, in one datastore and namespace, once they are made.
+
+    Every method raises PbsRefused in the server's words, PbsUnreachable: what was asked may have
+    been done, or PbsError.
+    """
+
+    async def list_backups(self, group: BackupGroup | None = None) -> Sequence[PbsStored]:
+        """All backups of VMs, or those of a group, unfinished ones too; each group oldest first."""
+        ...
+
+    async def write_notes(self, backup: BackupRef, notes: str) -> None:
+        """Replace the notes of a backup."""
+        ...
+
+    async def protect(self, backup: BackupRef) -> None:
+        """Keep a backup from being pruned or removed."""
+        ...
+
+    async def prune(
+        self, group: BackupGroup, counts: Mapping[str, int], *, is_dry_run: bool = False
+    ) -> Sequence[PbsPruned]:
+        """Have the server remove what no count keeps; it counts periods in its own zone.
+
+        Args:
+            counts: of 1 or more, by ``keep-last`` to ``keep-yearly``; at least one.
+            is_dry_run: only tell.
+        """
+        ...
+
+    async def remove(self, backup: BackupRef) -> None:
+        """Remove one backup; a protected one is refused."""
+        ...
+
+    async def upload_log(self, backup: BackupRef, log: bytes) -> None:
+        """Store the run's log with a backup, encrypted where backups are; once for each.
+
+        Also raises PbsKeyError.
+        """
+        ...
+
+
 class PbsUploads(Protocol):
     """Backups on servers."""
+
+    def manage(self, target: PbsTarget) -> PbsManagement:
+        """What is done with backups there once they are made; nothing is asked yet."""
+        ...
 
     async def check(self, target: PbsTarget) -> None:
         """Show that the server is the one that is trusted, knows us, and that the key is there.

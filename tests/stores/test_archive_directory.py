@@ -100,11 +100,25 @@ async def test_remove_tree_missing_is_no_error(store: ArchiveStore, tmp_path: Pa
     await store.remove_tree(str(path))
 
 
+async def test_remove_tree_below_a_file_is_no_error(store: ArchiveStore, tmp_path: Path) -> None:
+    # A run that was given a file for a directory must not haunt every later one.
+    (tmp_path / "file").write_bytes(b"x")
+    await store.remove_tree(str(tmp_path / "file/below.tmp"))
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
 async def test_remove_tree_of_a_file_is_a_target_error(store: ArchiveStore, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     with pytest.raises(TargetError, match=r"unable to remove .* - Not a directory"):
         await store.remove_tree(str(path))
+
+
+async def test_exists_that_is_not_answered_in_time_is_no_answer(tmp_path: Path) -> None:
+    store = ArchiveDirectory(look_timeout_s=0)
+    with pytest.raises(TargetError) as caught:
+        await store.exists(str(tmp_path))
+    assert str(caught.value) == f"unable to look for '{tmp_path}' - it does not answer"
 
 
 async def test_exists_sees_dangling_links(store: ArchiveStore, tmp_path: Path) -> None:

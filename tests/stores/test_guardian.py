@@ -28,13 +28,19 @@ open(sys.argv[1] + "/begun-" + sys.argv[2], "w").write(str(os.getpid()))
 word = socket.socket(fileno=0).recv(16)
 open(sys.argv[1] + "/ended", "w").write(word.decode() or "death")
 """
+# Writes the VM's id into the descriptor that it is to hold.
+SIGNS = """\
+import os, socket, sys
+_, fds, _, _ = socket.recv_fds(socket.socket(fileno=0), 16, 1)
+os.write(fds[0], sys.argv[1].encode())
+"""
 # A tool that is killed while it watches; a pipe's ends are its descriptors 3 and 4.
 TOOL = """\
 import os, signal, sys
 from vzdump_qemu.stores.guardian import Guardian
 guardian = Guardian([sys.executable, *sys.argv[1:]])
 with guardian.watch(100):
-    guardian.hold(int(os.environ["READ_FD"]))
+    guardian.of_vm(100).hold(int(os.environ["READ_FD"]))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -120,25 +126,38 @@ def test_watching_again_starts_another(witness: Guardian, tmp_path: Path) -> Non
     assert (tmp_path / "begun-200").exists()
 
 
+def test_each_of_two_vms_at_once_has_a_guardian_of_its_own() -> None:
+    guardian = Guardian([sys.executable, "-c", SIGNS])
+    read_fd, write_fd = os.pipe()
+    with guardian.watch(100) as first, guardian.watch(200) as second:
+        for vmid in (100, 200):
+            guardian.of_vm(vmid).hold(write_fd)
+            assert os.read(read_fd, 16) == str(vmid).encode()
+        first()
+        second()
+    os.close(read_fd)
+    os.close(write_fd)
+
+
 def test_program_that_cannot_be_started_does_not_end_the_run() -> None:
     guardian = Guardian(["/nonexistent/program"])
     with guardian.watch(100):
-        guardian.hold(0)
-        guardian.release()
+        guardian.of_vm(100).hold(0)
+        guardian.of_vm(100).release()
 
 
 def test_guardian_that_died_does_not_end_the_run() -> None:
     guardian = Guardian([sys.executable, "-c", "raise SystemExit(1)"])
     with guardian.watch(100):
         for _ in range(50):
-            guardian.hold(0)
-            guardian.release()
+            guardian.of_vm(100).hold(0)
+            guardian.of_vm(100).release()
 
 
 def test_holding_without_a_watch_does_nothing(witness: Guardian) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    witness.hold(0)
-    witness.release()
+    witness.of_vm(100).hold(0)
+    witness.of_vm(100).release()
     assert set(os.listdir("/proc/self/fd")) == before
 
 

@@ -288,6 +288,12 @@ async def test_listing_names_vms_with_a_journal_ascending(
     assert await journals.list_vmids() == [100, 200, 1000]
 
 
+async def test_directory_that_cannot_be_listed_is_told_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"unable to look for journals in .* - Not a directory"):
+        await FileJournals(str(tmp_path / "file")).list_vmids()
+
+
 async def test_watch_begins_after_owning_and_ends_after_forgetting(directory: Path) -> None:
     seen: list[tuple[str, bool]] = []
 

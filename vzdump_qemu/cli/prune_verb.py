@@ -1,7 +1,7 @@
 """The verb ``prune``: which archives a rule keeps, as a calendar, and the removal of the rest.
 
-Owns arguments and what is printed; the work is `pruning`'s. Source: host behaviour, sections 2.6
-to 2.8.
+Owns arguments and what is printed; the work is `prune_places`'. Source: host behaviour,
+sections 2.6 to 2.8.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vzdump_qemu.cli.named_backups import key_option, server_options
 from vzdump_qemu.cli.reporting import json_option, print_json
+from vzdump_qemu.cli.server_target import ServerWords
 from vzdump_qemu.cli.signals import interrupted_by_signals
 from vzdump_qemu.cli.vzdump_arguments import parse_vmids
 
@@ -42,8 +44,11 @@ _DEFAULT_STORAGE = "local"
 @click.option(
     "--verify",
     is_flag=True,
-    help="read archives to their end before they count as whole (else their beginning).",
+    help="read backups to their end before they count as whole (else the beginning, end and log "
+    "of archives, and the word of a server).",
 )
+@key_option
+@server_options
 @json_option
 def prune_command(
     vmids: tuple[str, ...],
@@ -52,35 +57,39 @@ def prune_command(
     root: str,
     prune_backups: str | None,
     *,
+    words: ServerWords,
     dry_run: bool,
     verify: bool,
     as_json: bool,
 ) -> None:
-    """Remove the archives of VMs that no keep option covers.
+    """Remove the backups of VMs that no keep option covers.
 
-    Protected and renamed archives stay, and so does the last whole archive of a VM. Without
-    VMIDs the rule is applied to every VM that has archives there, each by itself.
+    Protected and renamed ones stay, and so does the last whole backup of a VM. Without VMIDs the
+    rule is applied to every VM that has backups there, each by itself. A storage may be a backup
+    server; another server is named by --repository.
     """
-    if storage is not None and dumpdir is not None:
-        raise click.UsageError("cannot use options 'storage' and 'dumpdir' at the same time")
-    if dumpdir is not None and prune_backups is None:
-        raise click.UsageError("prune-backups: property is missing")
+    _check_places(storage=storage, dumpdir=dumpdir, words=words, prune_backups=prune_backups)
     wanted = parse_vmids(vmids)
     if vmids and not wanted:
         # A variable of a script that was empty must not mean every VM.
         raise click.UsageError(f"strange VM ID '{vmids[0]}'")
-    from vzdump_qemu.cli import pruning
+    from vzdump_qemu.cli import prune_places
 
     with interrupted_by_signals():
+        place: PrunePlace
         if dumpdir is not None:
-            place = pruning.find_directory(dumpdir, prune_backups or "")
+            place = prune_places.find_directory(dumpdir, prune_backups or "")
+        elif words.repository:
+            place = prune_places.find_server(words, prune_backups or "")
         else:
-            place = pruning.find_storage(root, storage or _DEFAULT_STORAGE, prune_backups)
-        for warning in place.warnings:
+            place = prune_places.find_storage(
+                root, storage or _DEFAULT_STORAGE, prune_backups, words
+            )
+        for warning in place.found.warnings:
             _complain(f"WARN: {warning}")
-        plan = pruning.plan_pruning(place, frozenset(wanted), verify=verify)
+        plan = place.plan(frozenset(wanted), verify=verify)
         for vmid in plan.vmids_without_archives:
-            _complain(f"WARN: VM {vmid} has no backups in '{place.directory}'")
+            _complain(f"WARN: VM {vmid} has no backups in '{place.label}'")
         if as_json:
             print_json(
                 [
@@ -95,17 +104,37 @@ def prune_command(
         _remove(place, plan, quiet=as_json)
 
 
+def _check_places(
+    *, storage: str | None, dumpdir: str | None, words: ServerWords, prune_backups: str | None
+) -> None:
+    """Raise UsageError unless one place is named, with a rule where it has none itself."""
+    named = [
+        name
+        for name, value in (
+            ("storage", storage),
+            ("dumpdir", dumpdir),
+            ("repository", words.repository or None),
+        )
+        if value is not None
+    ]
+    if len(named) > 1:
+        raise click.UsageError(f"cannot use options '{named[0]}' and '{named[1]}' at the same time")
+    if named in (["dumpdir"], ["repository"]) and prune_backups is None:
+        raise click.UsageError("prune-backups: property is missing")
+    if dumpdir is not None and words != ServerWords():
+        raise click.UsageError("options of a server do not go with option 'dumpdir'")
+
+
 def _show(place: PrunePlace, plan: PrunePlan) -> None:
-    from vzdump_qemu.plan.retention import local_time_as_named
     from vzdump_qemu.plan.retention_calendar import render_calendar
     from vzdump_qemu.plan.retention_rule import render_rule
     from vzdump_qemu.units import render_bytes
 
-    click.echo(f"retention of '{place.directory}': {render_rule(place.rule)}\n")
+    click.echo(f"retention of '{place.label}': {render_rule(place.found.rule)}\n")
     if not plan.decisions:
         click.echo("no backups of VMs")
         return
-    click.echo(render_calendar(plan.decisions, local_time=local_time_as_named))
+    click.echo(render_calendar(plan.decisions, local_time=place.local_time))
     for reason in dict.fromkeys(decision.reason for decision in plan.going):
         click.echo(f"would remove, {reason}:")
         for decision in reversed(plan.going):
@@ -113,20 +142,19 @@ def _show(place: PrunePlace, plan: PrunePlan) -> None:
                 click.echo(f"  {decision.name}")
     click.echo(
         f"would remove {len(plan.going)} of {len(plan.decisions)} backup(s), "
-        f"{render_bytes(plan.freed_bytes)}"
+        f"{render_bytes(plan.freed_bytes)}{place.size_note if plan.going else ''}"
     )
 
 
 def _remove(place: PrunePlace, plan: PrunePlan, *, quiet: bool) -> None:
-    from vzdump_qemu.cli.pruning import remove_archives
     from vzdump_qemu.plan.retention_rule import render_rule
 
     def tell(line: str) -> None:
         if not quiet:
             click.echo(line)
 
-    tell(f"prune older backups with retention: {render_rule(place.rule)}")
-    removed_count = remove_archives(place, plan, tell=tell, complain=_complain)
+    tell(f"prune older backups with retention: {render_rule(place.found.rule)}")
+    removed_count = place.remove(plan, tell=tell, complain=_complain)
     policy = " not covered by keep-retention policy" if removed_count else ""
     tell(f"pruned {removed_count} backup(s){policy}")
 

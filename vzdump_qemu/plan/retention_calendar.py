@@ -20,6 +20,7 @@ from vzdump_qemu.plan.retention import (
     LocalTime,
     RetentionDecision,
 )
+from vzdump_qemu.plan.retention_at_server import BY_SERVER, NO_VM, UNFINISHED
 from vzdump_qemu.plan.retention_rule import KEEP_ALL, KeepOption
 
 WIDTH_CHARS = 80
@@ -36,6 +37,9 @@ _LETTERS: Mapping[str, str] = {
     LAST_WHOLE: "*",
     NONE_WHOLE: "?",
     JUST_MADE: "n",
+    BY_SERVER: "s",
+    UNFINISHED: "u",
+    NO_VM: "o",
 }
 _GOES, _SEVERAL = "-", "+"
 _MONTHS = (

@@ -122,6 +122,11 @@ def render_rule(rule: RetentionRule) -> str:
     return ", ".join(sorted(f"{option.value}={count}" for option, count in rule.counts.items()))
 
 
+def positive_counts(rule: RetentionRule) -> dict[str, int]:
+    """The counts that are above zero, by name: what a backup server is told of a rule."""
+    return {option.value: count for option, count in rule.counts.items() if count > 0}
+
+
 def resolve_retention(
     sources: Sequence[RetentionSource], *, remove: bool = True
 ) -> RetentionSettings:
@@ -156,8 +161,7 @@ def _rule_of(source: RetentionSource) -> RetentionRule | None:
         except ConfigError as error:
             raise ConfigError(
                 f"prune-backups: {error.message}",
-                hint=error.hint
-                or f"keep-last=N,keep-daily=N,... or keep-all=1; see {source.place}",
+                hint=error.hint or f"keep-last=N,keep-daily=N,... or keep-all=1 ({source.place})",
             ) from error
     if source.maxfiles is None:
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,6 +26,8 @@ from vzdump_qemu.stores.system import run_blocking, start_thread, sync_directory
 from vzdump_qemu.stores.vma_intake import RelayedIntake
 
 DISCARD_TIMEOUT_S = 30.0
+# A disk that has to spin up first, on a server that is busy; a mount that is gone takes for ever.
+LOOK_TIMEOUT_S = 60.0
 # Copies of VM configurations hold passwords; QEMU and the tools run as root.
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o640
@@ -38,6 +41,7 @@ class ArchiveDirectory:
         files: the file system calls of an intake.
         find_program: path of a program, or None.
         discard_timeout_s: how long a discarded intake waits for its writer to close.
+        look_timeout_s: how long a look at a name may take.
         guardian: keeps the stream's read end open beyond our death; None for none.
     """
 
@@ -48,6 +52,7 @@ class ArchiveDirectory:
         files: TargetFiles | None = None,
         find_program: Callable[[str], str | None] = shutil.which,
         discard_timeout_s: float = DISCARD_TIMEOUT_S,
+        look_timeout_s: float = LOOK_TIMEOUT_S,
         guardian: Guardian | None = None,
     ) -> None:
         self._guardian = guardian
@@ -55,6 +60,7 @@ class ArchiveDirectory:
         self._files = files or TargetFiles()
         self._find_program = find_program
         self._discard_timeout_s = discard_timeout_s
+        self._look_timeout_s = look_timeout_s
 
     async def open_intake(self, target: ArchiveTarget) -> VmaIntake:
         """Open the way of one VMA stream.
@@ -73,7 +79,7 @@ class ArchiveDirectory:
                 files=self._files,
                 stdout_fd=self._stdout_fd,
                 discard_timeout_s=self._discard_timeout_s,
-                guardian=self._guardian,
+                guardian=self._guardian.of_vm(target.vmid) if self._guardian else None,
             )
 
         opening = start_thread(open_it, name="open-intake")
@@ -125,8 +131,20 @@ class ArchiveDirectory:
             raise TargetError(f"unable to remove '{path}' - {error.strerror}") from error
 
     async def exists(self, path: str) -> bool:
-        """Whether the name is taken, be it by a dangling link."""
-        return await run_blocking(lambda: os.path.lexists(path))
+        """Whether the name is taken, be it by a dangling link.
+
+        Raises: TargetError if that cannot be told: a wrong "no" may cost a protected archive.
+        """
+        try:
+            async with asyncio.timeout(self._look_timeout_s):
+                await run_blocking(lambda: os.lstat(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except TimeoutError:
+            raise TargetError(f"unable to look for '{path}' - it does not answer") from None
+        except OSError as error:
+            raise TargetError(f"unable to look for '{path}' - {error.strerror}") from error
+        return True
 
     async def list_names(self, path: str) -> Sequence[str]:
         """Names in a directory, in no order. Raises TargetError."""
@@ -162,7 +180,12 @@ def _remove_file(path: str) -> None:
 
 def _remove_tree(path: str) -> None:
     with suppress(FileNotFoundError):
-        if os.path.islink(path):
+        try:
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+        except NotADirectoryError:
+            # What stands above is a file: nothing can be below it.
+            return
+        if is_link:
             os.unlink(path)
         else:
             shutil.rmtree(path)

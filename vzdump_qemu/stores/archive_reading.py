@@ -21,6 +21,7 @@ from vzdump_qemu.formats.vma import (
     VmaHeader,
     VmaReader,
 )
+from vzdump_qemu.formats.vma.reader import NO_HEADER_HINT
 from vzdump_qemu.stores.archive_source import Compression, VmaSource, open_vma_source
 
 # Called with the number of bytes of the plain stream read so far.
@@ -64,7 +65,7 @@ def list_archive(path: str) -> ArchiveSummary:
         for event in _events(source, reader, None):
             if isinstance(event, HeaderRead):
                 return ArchiveSummary(header=event.header, compression=source.compression)
-    raise VmaError("can't read vma header - got EOF")
+    raise VmaError("can't read vma header - got EOF", hint=NO_HEADER_HINT)
 
 
 def verify_archive(path: str, on_progress: OnProgress | None = None) -> VerifyReport:
@@ -136,7 +137,7 @@ def _events(
 def _report(source: VmaSource, reader: VmaReader) -> VerifyReport:
     header = reader.check.header
     if header is None:
-        raise VmaError("can't read vma header - got EOF")
+        raise VmaError("can't read vma header - got EOF", hint=NO_HEADER_HINT)
     return VerifyReport(
         header=header,
         compression=source.compression,

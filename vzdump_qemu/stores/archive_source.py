@@ -32,6 +32,7 @@ _COMPRESSED_CHUNK_BYTES: Final = 256 * 1024
 _CHUNKS_AHEAD_COUNT: Final = 3
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _MAGIC_BYTES: Final = 9
+_LIST_HINT: Final = "'vzdump-qemu list DIR' shows the archives of a directory or lab"
 
 
 class Compression(enum.Enum):
@@ -114,7 +115,7 @@ class VmaSource:
             raise self._read_failed(error) from error
 
     def _read_failed(self, error: OSError) -> VmaError:
-        return VmaError(f"can't read file {self._name} - {error.strerror}")
+        return VmaError(f"can't read file {self._name} - {error.strerror}", hint=_LIST_HINT)
 
     def _read_some(self, count: int) -> bytes:
         """Up to ``count`` compressed bytes; none only at the end."""
@@ -214,7 +215,10 @@ def open_vma_source(path: str) -> VmaSource:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise VmaError(f"can't open file {path} - {error.strerror}") from error
+        raise VmaError(
+            f"can't open file {path} - {error.strerror}",
+            hint=_LIST_HINT,
+        ) from error
     try:
         return VmaSource(fd, name=path, owns_fd=True)
     except VmaError:

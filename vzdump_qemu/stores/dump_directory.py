@@ -1,8 +1,7 @@
-"""The archives of VMs in one directory, and their removal.
+"""The archives of VMs in one directory.
 
-Owns listing them, whether one can be restored from, and removing one with its side files. Which
-ones go is `plan.retention`'s; names are `plan.names`'s. Source: host behaviour, section 2.8. Only
-a file with a standard name is ever removed, and what cannot be told counts as protected.
+Owns listing them and whether one can be restored from. Which ones go is `plan.retention`'s, their
+removal `engine.removal`'s; names are `plan.names`'s. Source: host behaviour, section 2.8.
 """
 
 from __future__ import annotations
@@ -13,14 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from vzdump_qemu.errors import ConfigError, TargetError, VmaError
-from vzdump_qemu.plan.names import (
-    is_archive_name,
-    notes_name,
-    parse_standard_name,
-    protection_name,
-    side_log_name,
-)
-from vzdump_qemu.stores.system import sync_directory
+from vzdump_qemu.plan.names import is_archive_name, protection_name, side_log_name
 
 _GUEST_TYPE = "qemu"
 
@@ -80,16 +72,15 @@ class DumpDirectory:
                     )
         return tuple(found)
 
-    def has_header(self, name: str) -> bool:
-        """Whether the beginning of an archive can be read; costs a few KiB."""
-        # Loaded for those that ask: every backup removes old ones, few look into them.
-        from vzdump_qemu.stores.archive_reading import list_archive
+    def looks_whole(self, name: str) -> bool:
+        """Whether an archive's beginning can be read, and its end and log do not speak against it.
 
-        try:
-            list_archive(self.path_of(name))
-        except VmaError:
-            return False
-        return True
+        Costs a few MiB at most.
+        """
+        # Loaded for those that ask: every backup removes old ones, few look into them.
+        from vzdump_qemu.stores.archive_glance import looks_whole
+
+        return looks_whole(self.path_of(name), self.path_of(side_log_name(name)))
 
     def is_whole(self, name: str) -> bool:
         """Whether an archive is whole to its last byte; reads all of it."""
@@ -100,49 +91,3 @@ class DumpDirectory:
         except VmaError:
             return False
         return True
-
-    def remove(self, name: str) -> tuple[str, ...]:
-        """Remove an archive, then its log and notes, durably; a missing one is no error.
-
-        Returns:
-            A warning for each side file that stayed.
-        Raises:
-            TargetError: the name is not a standard one, the archive is protected or its
-                protection cannot be told, or it could not be removed.
-        """
-        standard = parse_standard_name(name)
-        path = self.path_of(name)
-        if standard is None or standard.guest_type != _GUEST_TYPE:
-            raise TargetError(f"'{path}' is not named as an archive of a VM and is not removed")
-        if self._exists(protection_name(path)):
-            raise TargetError(f"cannot remove protected archive '{path}'")
-        warnings = []
-        try:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            for side_path in (self.path_of(side_log_name(name)), notes_name(path)):
-                warnings += _remove_beside(side_path)
-            # Whoever is told that it is gone counts on the space, also after a power loss.
-            sync_directory(self._path)
-        except OSError as error:
-            raise TargetError(f"unable to remove '{path}' - {error.strerror}") from error
-        return tuple(warnings)
-
-    def _exists(self, path: str) -> bool:
-        try:
-            os.lstat(path)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise TargetError(f"unable to look for '{path}' - {error.strerror}") from error
-        return True
-
-
-def _remove_beside(path: str) -> list[str]:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        return [f"unable to remove '{path}' - {error.strerror}"]
-    return []

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+
+from vzdump_qemu.stores.system import start_thread
 
 FAREWELL = b"q"
 HOLD = b"h"
@@ -21,7 +23,7 @@ _EXIT_TIMEOUT_S = 5.0
 
 
 class Guardian:
-    """Watches over the runs of one process, one VM at a time.
+    """Watches over the runs of one process, each VM by a process of its own.
 
     Args:
         argv: of the guardian's program, without the VM's id, which is appended.
@@ -29,7 +31,11 @@ class Guardian:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = tuple(argv)
-        self._control: socket.socket | None = None
+        self._controls: dict[int, socket.socket] = {}
+
+    def of_vm(self, vmid: int) -> VmGuardian:
+        """The one that watches over that VM's run."""
+        return VmGuardian(self._controls, vmid)
 
     @contextmanager
     def watch(self, vmid: int) -> Iterator[Callable[[], None]]:
@@ -44,7 +50,7 @@ class Guardian:
         try:
             yield lambda: farewells.append(FAREWELL)
         finally:
-            control, self._control = self._control, None
+            control = self._controls.pop(vmid, None)
             if control is not None:
                 with suppress(OSError):
                     for word in farewells:
@@ -52,14 +58,6 @@ class Guardian:
                 control.close()
             if process is not None and farewells:
                 self._await_end(process)
-
-    def hold(self, fd: int) -> None:
-        """Let it hold a copy of this descriptor until `release`."""
-        self._tell(HOLD, [fd])
-
-    def release(self) -> None:
-        """Let it close what it holds."""
-        self._tell(RELEASE, [])
 
     def _start(self, vmid: int) -> subprocess.Popen[bytes] | None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -78,17 +76,42 @@ class Guardian:
             return None
         finally:
             theirs.close()
-        self._control = ours
+        self._controls[vmid] = ours
         return process
 
-    def _tell(self, word: bytes, fds: list[int]) -> None:
-        if self._control is not None:
-            with suppress(OSError):
-                socket.send_fds(self._control, [word], fds)
-
     def _await_end(self, process: subprocess.Popen[bytes]) -> None:
-        try:
-            process.wait(_EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if self._controls:
+            # Another VM's run goes on, and its guest may be frozen this very moment.
+            start_thread(lambda: _reap(process), name="reap-guardian")
+        else:
+            _reap(process)
+
+
+class VmGuardian:
+    """Watches over one VM's run; without its process every call does nothing."""
+
+    def __init__(self, controls: Mapping[int, socket.socket], vmid: int) -> None:
+        self._controls = controls
+        self._vmid = vmid
+
+    def hold(self, fd: int) -> None:
+        """Let it hold a copy of this descriptor until `release`."""
+        self._tell(HOLD, [fd])
+
+    def release(self) -> None:
+        """Let it close what it holds."""
+        self._tell(RELEASE, [])
+
+    def _tell(self, word: bytes, fds: list[int]) -> None:
+        control = self._controls.get(self._vmid)
+        if control is not None:
+            with suppress(OSError):
+                socket.send_fds(control, [word], fds)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_EXIT_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -130,11 +130,14 @@ class FileJournals:
             os.close(fd)
 
     async def list_vmids(self) -> Sequence[int]:
-        """VMs with a journal, ascending."""
+        """VMs with a journal, ascending. Raises ConfigError."""
         try:
             names = os.listdir(self._directory)
         except FileNotFoundError:
             return ()
+        except OSError as error:
+            text = f"unable to look for journals in '{self._directory}' - {error.strerror}"
+            raise ConfigError(text) from error
         return sorted(int(found[1]) for name in names if (found := _NAME.match(name)))
 
 

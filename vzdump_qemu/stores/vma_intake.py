@@ -23,7 +23,7 @@ from vzdump_qemu.errors import CompressorError, InternalError, TargetError, VmaE
 from vzdump_qemu.ports import ArchiveTarget, VmaExpectation, VmaProof
 from vzdump_qemu.stores.archive_output import ArchiveOutput, TargetFiles, reason_of, target_error
 from vzdump_qemu.stores.commands import FilterProcess
-from vzdump_qemu.stores.guardian import Guardian
+from vzdump_qemu.stores.guardian import VmGuardian
 from vzdump_qemu.stores.system import run_blocking, start_thread, wait_done
 from vzdump_qemu.stores.vma_relay import FileWriter, VmaRelay, open_pipe
 
@@ -65,7 +65,7 @@ class RelayedIntake:
         files: TargetFiles,
         stdout_fd: int,
         discard_timeout_s: float,
-        guardian: Guardian | None = None,
+        guardian: VmGuardian | None = None,
     ) -> None:
         self._guardian = guardian
         self._discard_timeout_s = discard_timeout_s

@@ -32,8 +32,17 @@ def test_nothing_said_is_no_secret(tmp_path: Path) -> None:
     assert find_passphrase({"CREDENTIALS_DIRECTORY": str(tmp_path)}) is None
 
 
+@pytest.mark.parametrize("content", [b"", b"\n"])
+def test_blank_credential_is_the_default_of_its_unit_and_no_secret(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "pbs-password").write_bytes(content)
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert find_secret("PBS_PASSWORD", environment, credential_name="pbs-password") is None
+
+
 def test_passphrase_comes_from_a_credential(tmp_path: Path) -> None:
-    (tmp_path / "pbs-encryption-password").write_text("12345")
+    (tmp_path / "proxmox-backup-client.encryption-password").write_text("12345")
     assert find_passphrase({"CREDENTIALS_DIRECTORY": str(tmp_path)}) == Secret("12345")
 
 

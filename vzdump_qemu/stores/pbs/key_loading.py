@@ -24,7 +24,7 @@ from vzdump_qemu.secret import Secret
 from vzdump_qemu.stores.pbs.secret import find_secret
 
 PASSPHRASE_VARIABLE: Final = "PBS_ENCRYPTION_PASSWORD"
-PASSPHRASE_CREDENTIAL: Final = "pbs-encryption-password"
+PASSPHRASE_CREDENTIAL: Final = "proxmox-backup-client.encryption-password"
 _FILE_BYTES_MAX: Final = 64 * 1024
 
 

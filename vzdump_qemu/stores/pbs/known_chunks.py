@@ -31,6 +31,7 @@ from vzdump_qemu.formats.pbs.names import MANIFEST_NAME
 from vzdump_qemu.stores.pbs.backup_session import BackupSession
 from vzdump_qemu.stores.pbs.key_loading import BackupKey
 
+_OTHER_SIZE: Final = "the disk has another size than in the previous backup"
 _DIGEST_TYPE: Final = np.dtype(f"S{layout.DIGEST_BYTES}")
 
 
@@ -110,10 +111,18 @@ async def fetch_previous(
 
 
 async def fetch_previous_index(
-    session: BackupSession, previous: PreviousBackup, index_name: str, crypt_mode: CryptMode
+    session: BackupSession,
+    previous: PreviousBackup,
+    index_name: str,
+    crypt_mode: CryptMode,
+    *,
+    size_bytes: int,
 ) -> PreviousIndex:
     """Fetch the previous index of a disk and prove it against the manifest.
 
+    Args:
+        size_bytes: of the disk now. The index of a larger one is left aside: what it takes of
+            memory is for us to bound, not for a manifest to say.
     Raises:
         PbsUnreachable: the connection ended.
     """
@@ -126,6 +135,8 @@ async def fetch_previous_index(
     entry = found[0]
     if entry.crypt_mode.is_encrypted is not crypt_mode.is_encrypted:
         return PreviousIndex(index=None, reason="encryption was switched on or off")
+    if entry.size_bytes > size_bytes:
+        return PreviousIndex(index=None, reason=_OTHER_SIZE)
     try:
         geometry = FixedGeometry(size_bytes=entry.size_bytes)
         raw = await session.previous(index_name, bytes_max=geometry.index_bytes)
@@ -154,7 +165,7 @@ def reuse_refusal(previous: PreviousIndex, *, size_bytes: int, base_csum: bytes)
     if index is None:
         return previous.reason
     if index.geometry.size_bytes != size_bytes:
-        return "the disk has another size than in the previous backup"
+        return _OTHER_SIZE
     if index.index_csum() != base_csum:
         return "the previous backup is not the one that the set of changes begins at"
     return ""

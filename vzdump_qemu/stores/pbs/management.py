@@ -88,10 +88,15 @@ class KeepCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunedBackup:
-    """What pruning did, or would do, with one backup."""
+    """What pruning did, or would do, with one backup.
+
+    Attributes:
+        is_protected: then it stays, whatever the rule says; False from servers that do not tell.
+    """
 
     backup: BackupRef
     is_kept: bool
+    is_protected: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +167,10 @@ class DatastoreCalls:
             value["dry-run"] = True
         request = self._json("POST", "prune", value)
         found = await self._endpoint.call(request, list[_PrunedJson], what="result of pruning")
-        return [PrunedBackup(backup=_backup(one), is_kept=one.keep) for one in found]
+        return [
+            PrunedBackup(backup=_backup(one), is_kept=one.keep, is_protected=one.protected)
+            for one in found
+        ]
 
     async def forget(self, backup: BackupRef) -> None:
         """Remove a backup."""
@@ -252,6 +260,7 @@ class _BackupJson(msgspec.Struct, rename="kebab"):
 
 class _PrunedJson(_BackupJson, rename="kebab"):
     keep: bool
+    protected: bool = False
 
 
 class _ListedJson(_BackupJson, rename="kebab"):

@@ -57,9 +57,15 @@ def find_secret(
     directory = environment.get(_CREDENTIALS_DIRECTORY)
     if directory and credential_name:
         path = os.path.join(directory, credential_name)
-        if os.path.exists(path):
+        if os.path.exists(path) and not _is_blank(path):
             return read_secret_file(path)
     return None
+
+
+def _is_blank(path: str) -> bool:
+    """Whether a credential is the default of its unit, whose operator gave it none."""
+    with open(path, "rb") as source:
+        return not source.read(SECRET_BYTES_MAX).strip()
 
 
 def _first_line(raw: bytes, what: str) -> Secret:

@@ -332,7 +332,9 @@ class PbsUpload:
     async def _begin_index(self, disk: PbsDisk, previous: PreviousBackup) -> DiskUpload:
         index_name = disk_index_name(disk.device_id)
         geometry = FixedGeometry(size_bytes=disk.size_bytes)
-        found = await fetch_previous_index(self._session, previous, index_name, self._crypt_mode)
+        found = await fetch_previous_index(
+            *(self._session, previous, index_name, self._crypt_mode), size_bytes=disk.size_bytes
+        )
         if found.index is not None:
             self._known.add_index(found.index)
         reason = "there is no set of changes"

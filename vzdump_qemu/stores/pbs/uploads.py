@@ -22,6 +22,7 @@ from vzdump_qemu.pbs_ports import (
 )
 from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import Clock, DiskTransfer
+from vzdump_qemu.stores.pbs.backup_management import ClientManagement
 from vzdump_qemu.stores.pbs.endpoint import PbsEndpoint
 from vzdump_qemu.stores.pbs.final_backup import FinalBackups, content_id
 from vzdump_qemu.stores.pbs.key_loading import (
@@ -81,6 +82,11 @@ class ClientUploads:
             # That it is missing would else be told once the guest was touched.
             await calls.list_backups(_NO_GROUP)
 
+    def manage(self, target: PbsTarget) -> ClientManagement:
+        """As the port says."""
+        calls = DatastoreCalls(self._endpoint(target), target.namespace)
+        return ClientManagement(calls, find_key=lambda: self._find_key(target))
+
     async def last_time_s(self, target: PbsTarget, group: BackupGroup) -> int:
         """As the port says."""
         listed = await DatastoreCalls(self._endpoint(target), target.namespace).list_backups(group)
@@ -134,6 +140,12 @@ def make_endpoint(
         clock=clock,
         open_stream=open_stream,
     )
+
+
+def make_management(target: PbsTarget, *, clock: Clock) -> ClientManagement:
+    """The `PbsManagement` of a target, for verbs that make no backup."""
+    calls = DatastoreCalls(make_endpoint(target, clock=clock), target.namespace)
+    return ClientManagement(calls, find_key=lambda: load_key(target))
 
 
 async def load_key(target: PbsTarget) -> BackupKey | None:
