@@ -14,6 +14,7 @@ from vzdump_qemu.errors import VmaError
 from vzsim.fakeqmp.disks import DiskContent
 from vzsim.faults import Fault, Kind
 from vzsim.scenario import Scenario
+from vzsim.world.hooks import HookSeen
 from vzsim.world.restore import restore_disks
 from vzsim.world.server_rest import ServerRest
 from vzsim.world.writer import GuestMark, WriteRecord
@@ -137,6 +138,7 @@ class Evidence:
         points_in_time: disks by device id as the attempt's job fixed them.
         local_spans: all local times that the node's clock showed while the tool lived.
         older: archives that were there before, by path.
+        hook_calls: of the operator's script, in order.
         older_marks: backups that the server had before, by path, as `ServerRest.marks`.
     """
 
@@ -158,6 +160,7 @@ class Evidence:
     older_marks: Mapping[str, str] = field(default_factory=dict)
     told_good: bool | None = None
     job_at_end: str = ""
+    hook_calls: tuple[HookSeen, ...] = ()
     _restored: dict[str, dict[str, DiskContent]] = field(default_factory=dict, repr=False)
 
     def hit(self, *prefixes: str) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vzdump_qemu.errors import ConfigError
+from vzsim.faults import bare_site
 from vzsim.run_lists import ExploreOptions, known_scenarios, known_system, list_tokens
 from vzsim.simulation import DEFAULT_SYSTEM, SECOND_PREFIX, Report, simulate
 from vzsim.token import Token
@@ -46,13 +47,13 @@ class Tally:
         self.backup_count += report.backup_count
         self.simulated_s += report.simulated_s
         self.known_sites.update(
-            site for site in report.visit_counts if not site.startswith(SECOND_PREFIX)
+            bare_site(site) for site in report.visit_counts if not site.startswith(SECOND_PREFIX)
         )
-        for evidence in report.evidences[:1]:
-            self.endings[evidence.ending.value] += 1
+        if report.evidences:
+            self.endings[report.ending.value] += 1
         for fault in report.triggered:
             self.kinds[fault.kind.value] += 1
-            self.sites[fault.site] += 1
+            self.sites[bare_site(fault.site)] += 1
         self.violations += [(token, violation.render()) for violation in report.violations]
 
     def add(self, other: Tally) -> None:

@@ -18,8 +18,8 @@ _HEAD = """# Failure modes
 
 What can go wrong around the backup of a virtual machine, and what shows that it is met well: a
 scenario of the simulator (`vzsim explore`, `vzsim replay`), in which it really happens and every
-guarantee is checked; or a test on real files, sockets and processes, where simulating would prove
-little. Rows with neither say why.
+guarantee is checked; or a test, most often on real files, sockets and processes, where simulating
+would prove little; or both. Rows with neither say why.
 
 | # | what happens | decided by |
 |---|---|---|
@@ -202,7 +202,7 @@ TESTS: Mapping[int, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""Rows that are decided on real files, sockets and processes."""
+"""Rows that are decided, or decided further, by tests: most on real files, sockets, processes."""
 
 REMARKS: Mapping[int, str] = MappingProxyType(
     {
@@ -247,12 +247,11 @@ def render_failure_modes() -> str:
 
 
 def _decided_by(number: int, covering: Mapping[int, list[str]]) -> str:
-    if number in covering:
-        return ", ".join(f"`{name}`" for name in covering[number])
     if number in REASONS:
         return f"— {REASONS[number]}"
-    tests = ", ".join(f"`{name}`" for name in TESTS.get(number, ()))
-    return f"{tests} ({REMARKS[number]})" if number in REMARKS else tests
+    names = (*covering.get(number, ()), *TESTS.get(number, ()))
+    text = ", ".join(f"`{name}`" for name in names)
+    return f"{text} ({REMARKS[number]})" if number in REMARKS else text
 
 
 if __name__ == "__main__":

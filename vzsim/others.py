@@ -33,7 +33,6 @@ _LOCK_WAIT_S = 1.0
 _EVENT_DAEMON_S = 0.1
 _SUMMER_TIME_S = 3600.0
 _GROWTH_BYTES = 65536
-_OTHER_LOCK = "migrate"
 _TPM_NODE = "drive-tpmstate0-backup"
 _TPM_FILE_NODE = "tpmstate0-backup-file"
 
@@ -194,8 +193,9 @@ class Others:
     def _take_lock(self, length_s: float) -> None:
         node, vmid = self._scene.node, self._scene.machine.vmid
         if not node.lock_of(vmid):
-            node.configs[vmid] = f"lock: {_OTHER_LOCK}\n".encode() + node.configs[vmid]
-            self.taken_lock = self._scene.observed.taken_lock = _OTHER_LOCK
+            lock = self._scene.scenario.other_lock
+            node.configs[vmid] = f"lock: {lock}\n".encode() + node.configs[vmid]
+            self.taken_lock = self._scene.observed.taken_lock = lock
 
     async def _hold_global_lock(self, length_s: float) -> None:
         async with self._scene.node.hold_global_lock(timeout_s=_LOCK_WAIT_S):
@@ -367,6 +367,10 @@ class Others:
 
     def _lose_power(self, length_s: float) -> None:
         """All processes end; what was not synced is lost or not; the node boots without its VMs."""
+        self.go_off(with_files=True)
+
+    def go_off(self, *, with_files: bool) -> None:
+        """What a power loss means for this VM; for the node's files too if it is asked for."""
         scene = self._scene
         for task in self._tasks:
             task.cancel()
@@ -375,7 +379,8 @@ class Others:
         self.leaked_fds.clear()
         self._mirror = None
         scene.machine.end_process()
-        scene.files.lose_power(self._power_stream)
+        if with_files:
+            scene.files.lose_power(self._power_stream)
         scene.journals.lose_power(self._power_stream)
         scene.observed.lose_power()
 

@@ -170,7 +170,7 @@ class ClientWriter:
             index_name = disk_index_name(device_id)
             geometry = FixedGeometry(size_bytes=size_bytes)
             found = await fetch_previous_index(
-                session, self._previous, index_name, self._crypt_mode
+                *(session, self._previous, index_name, self._crypt_mode), size_bytes=size_bytes
             )
             if found.index is not None:
                 self._known.add_index(found.index)

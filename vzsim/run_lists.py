@@ -7,10 +7,11 @@ is left to `vzsim.faults.draw`, making the runs to `vzsim.explore`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
-from vzsim.faults import FaultScript
+from vzsim.batch.draw import draw_batch_script, spread_places
+from vzsim.faults import FaultScript, bare_site
 from vzsim.faults.draw import (
     Place,
     census,
@@ -20,7 +21,7 @@ from vzsim.faults.draw import (
     start_site,
 )
 from vzsim.kernel import Chance, keep_all
-from vzsim.scenario import Scenario, load_scenarios
+from vzsim.scenario import Scenario, choose_scenarios, load_scenarios
 from vzsim.simulation import DEFAULT_SYSTEM, SECOND_PREFIX, System, load_system, simulate
 from vzsim.token import Token
 
@@ -151,7 +152,7 @@ def _take_turn(
 
 def list_tokens(options: ExploreOptions) -> Iterator[Token]:
     """Every run that these options ask for."""
-    names = options.scenarios or tuple(known_scenarios())
+    names = options.scenarios or tuple(each.name for each in choose_scenarios(""))
     if options.exhaustive:
         yield from _list_exhaustive(options, sorted(names, key=_rank))
     for seed in range(options.first_seed, options.first_seed + options.seed_count):
@@ -159,12 +160,34 @@ def list_tokens(options: ExploreOptions) -> Iterator[Token]:
         name = names[name_index]
         # Scenarios of one kind share their sites: they begin at different ones.
         turn_index = turn_count + _TURN_STRIDE * name_index
+        if known_scenarios()[name].is_batch:
+            yield Token(scenario=name, seed=seed, script=_draw_for_batch(options, name, seed))
+            continue
         places_of, site = _take_turn(
             options.system, name, turn_index, with_kills=options.with_kills
         )
         stream = Chance(seed).of("faults").stream()
         script = draw_script(stream, places_of, with_kills=options.with_kills, first_site=site)
         yield Token(scenario=name, seed=seed, script=script.render())
+
+
+@cache
+def _places_of_batch(system: str, name: str) -> tuple[Place, ...]:
+    """Of all VMs of a job, from a job over two of them: they are alike."""
+    scenario = known_scenarios()[name]
+    small = replace(scenario, vm_count=2, faults=FaultScript(), failing={}, heals=False)
+    report = simulate(known_system(system), small, FaultScript(), seed=0)
+    return tuple(spread_places(census(report.visit_counts, report.families), scenario.vm_count))
+
+
+def _draw_for_batch(options: ExploreOptions, name: str, seed: int) -> str:
+    script = draw_batch_script(
+        Chance(seed).of("faults").stream(),
+        _places_of_batch(options.system, name),
+        with_job_wide=not known_scenarios()[name].is_big,
+        with_kills=options.with_kills,
+    )
+    return script.render()
 
 
 def _rank(name: str) -> int:
@@ -190,8 +213,7 @@ def _list_exhaustive(options: ExploreOptions, names: Sequence[str]) -> Iterator[
             texts += _scouts_for(options.system, name, with_kills=options.with_kills)
         for text in texts:
             places = _places_of_run(options.system, name, text)
-            fresh = [place for place in places if _use_of(place) not in seen]
-            seen.update(map(_use_of, fresh))
+            fresh = _only_new(places, seen)
             for script in list_singles(fresh, with_kills=options.with_kills):
                 yield Token(scenario=name, seed=0, script=_join(text, script))
         if options.exhaustive > 1:
@@ -202,9 +224,21 @@ def _list_exhaustive(options: ExploreOptions, names: Sequence[str]) -> Iterator[
                     yield Token(scenario=name, seed=0, script=script.render())
 
 
+def _only_new(places: Sequence[Place], seen: set[tuple[str, int]]) -> list[Place]:
+    """One place for each use that was not seen yet; they count as seen from now on."""
+    fresh = []
+    for place in places:
+        if _use_of(place) not in seen:
+            fresh.append(place)
+            if "/" in place.site:  # other VMs come to the same
+                seen.add(_use_of(place))
+    seen.update(map(_use_of, fresh))
+    return fresh
+
+
 def _use_of(place: Place) -> tuple[str, int]:
-    """The first, the second, and any later use of a site."""
-    return place.site, min(place.nth, _USE_COUNT)
+    """The first, the second, and any later use of a site, whichever VM's it is."""
+    return bare_site(place.site), min(place.nth, _USE_COUNT)
 
 
 def _join(text: str, script: FaultScript) -> str:

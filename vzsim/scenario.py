@@ -5,6 +5,9 @@ Schema by example (every key but `name` and `about` may be left out)::
     name = "snapshot-running"
     about = "one line: what this world is like"
     covers = [17, 20]              # numbers of the failure modes it is about
+    vm_count = 1                   # > 1: a job over so many such VMs, from 100 on
+    failing = {}                   # of these, by number: a part of the error of one that fails
+    is_big = false                 # it takes part only where it is named
     state = "running"              # or paused, suspended, stopped, postmigrate
     disks = [1114112, 131584]      # bytes; scsi0, scsi1, ...
     missing_disks = ["scsi1"]      # in the configuration; QEMU was started without them
@@ -17,6 +20,7 @@ Schema by example (every key but `name` and `about` may be left out)::
     has_agent = true
     is_frozen = false              # somebody froze the guest before and has not thawed it
     lock = ""                      # a lock another operation holds, e.g. "migrate"
+    other_lock = "migrate"         # the lock that another operation takes by the fault other-lock
     global_lock_s = 0.0            # another job holds the node's lock for so long
     has_other_run = false          # another run on this VM is alive
     has_left_over_job = false      # a killed backup left its job in QEMU
@@ -25,6 +29,7 @@ Schema by example (every key but `name` and `about` may be left out)::
     shutdown_s = 2.0               # how long the guest takes to power off; negative: never
     guest_writes_per_s = 200.0
     older_archives = 2
+    protected_archives = 0         # so many of them, from the first on, are protected
     older_names = []               # more of them, by their time: "2026_01_02-03_04_06"
     target_bytes = 0               # > 0: so much fits on the target, older archives included
     fleecing_bytes = 0             # > 0: so much fits on the storage of the fleecing images
@@ -97,6 +102,9 @@ class Scenario:
     name: str
     about: str
     covers: tuple[int, ...] = ()
+    vm_count: int = 1
+    failing: Mapping[str, str] = field(default_factory=dict)
+    is_big: bool = False
     state: str = "running"
     disks: tuple[int, ...] = (1114112, 131584)
     missing_disks: tuple[str, ...] = ()
@@ -109,6 +117,7 @@ class Scenario:
     has_agent: bool = True
     is_frozen: bool = False
     lock: str = ""
+    other_lock: str = "migrate"
     global_lock_s: float = 0.0
     has_other_run: bool = False
     has_left_over_job: bool = False
@@ -117,6 +126,7 @@ class Scenario:
     shutdown_s: float = 2.0
     guest_writes_per_s: float = 200.0
     older_archives: int = 2
+    protected_archives: int = 0
     older_names: tuple[str, ...] = ()
     target_bytes: int = 0
     fleecing_bytes: int = 0
@@ -135,6 +145,11 @@ class Scenario:
     agent: AgentRules = field(default_factory=AgentRules)
     backup: BackupRules = field(default_factory=lambda: BackupRules(bytes_per_s=_PACE_BYTES_PER_S))
     budget: Budget = field(default_factory=Budget)
+
+    @property
+    def is_batch(self) -> bool:
+        """A job over several VMs."""
+        return self.vm_count > 1
 
 
 def parse_scenario(text: str) -> Scenario:
@@ -192,13 +207,13 @@ def load_scenarios() -> dict[str, Scenario]:
 
 
 def choose_scenarios(names: str) -> list[Scenario]:
-    """The scenarios named in a comma-separated list; all for an empty one.
+    """The scenarios named in a comma-separated list; all but the big ones for an empty one.
 
     Raises: ConfigError naming one that does not exist.
     """
     known = load_scenarios()
     if not names:
-        return list(known.values())
+        return [scenario for scenario in known.values() if not scenario.is_big]
     chosen = []
     for name in names.split(","):
         if name.strip() not in known:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vzdump_qemu.units import MIB
 from vzsim.event_log import EventLog, Lane
-from vzsim.evidence import Observed, Rest
+from vzsim.evidence import Evidence, Observed, Rest
+from vzsim.fakeqmp.disks import Disk, DiskContent, content_of
 from vzsim.fakeqmp.machine import Machine
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.schema import Dialect
@@ -26,9 +28,10 @@ from vzsim.scenario import Scenario
 from vzsim.world.clock import SimulatedClock
 from vzsim.world.commands import SimulatedCommands
 from vzsim.world.files import SimulatedFiles
+from vzsim.world.hooks import SimulatedHooks
 from vzsim.world.journal import SimulatedJournals
 from vzsim.world.machine import MachineHost, SimulatedMachine, VmShape, memory_images
-from vzsim.world.node import DUMP_DIRECTORY, SimulatedNode
+from vzsim.world.node import DUMP_DIRECTORY, PROTECTED_SUFFIX, SimulatedNode
 from vzsim.world.packer import SimulatedPacker
 from vzsim.world.pipes import Descriptors
 from vzsim.world.store import CompressorRules, SimulatedStore
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
 VMID = 100
 SECRET = "hunter2hunter2"
 _IMAGE_FOLDER = "/var/lib/vz/images"
-_TPM_PATH = f"{_IMAGE_FOLDER}/{VMID}/vm-{VMID}-tpm.raw"
-_EFI_PATH = f"{_IMAGE_FOLDER}/{VMID}/vm-{VMID}-efi.raw"
 # A storage that allocates in such steps has more room than the EFI variables need.
 _EFI_VOLUME_BYTES = 4 * MIB
 _LOCK_PATIENCE_S = 600.0
@@ -51,6 +52,7 @@ _ROOMY_BYTES = 1 << 50
 # From here a VM comes back only by being started anew.
 _DEAD_ENDS = (RunState.SHUTDOWN, RunState.GUEST_PANICKED, RunState.POSTMIGRATE)
 _QUIET_COMMANDS = frozenset({"qmp_capabilities"})
+_VM_IN_PATH = re.compile(r"(?:-qemu-|/vm-|/vzdumptmp[0-9]+_)([0-9]+)|/([0-9]+)(?:\.nbd)?(?:/|\Z)")
 # What changes a VM; only who holds its lock may do so.
 _CHANGES = frozenset(
     {
@@ -68,40 +70,56 @@ _CHANGES = frozenset(
 )
 
 
-class Scene:
-    """The world of one run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What the VMs of one node share, each of them in a scene of its own."""
 
-    def __init__(self, scenario: Scenario, seed: int, loop: SimulatedLoop) -> None:
-        chance = Chance(seed)
+    files: SimulatedFiles = field(default_factory=SimulatedFiles)
+    clock: SimulatedClock = field(default_factory=SimulatedClock)
+    commands: SimulatedCommands = field(default_factory=SimulatedCommands)
+    hooks: SimulatedHooks = field(default_factory=SimulatedHooks)
+
+
+class Scene:
+    """The world of one run: one VM, and the node around it.
+
+    Args:
+        common: of a node with more VMs; None for a node with this one only.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: int,
+        loop: SimulatedLoop,
+        *,
+        vmid: int = VMID,
+        common: Common | None = None,
+    ) -> None:
+        chance = Chance(seed) if common is None else Chance(seed).of(f"vm{vmid}")
+        self.vmid = vmid
         self.scenario = scenario
         self.loop = loop
         self.log = EventLog(loop.time_ns)
         self.observed = Observed()
-        self.files = SimulatedFiles()
-        self.clock = SimulatedClock()
-        self.commands = SimulatedCommands()
+        self._is_alone = common is None
+        common = common or Common()
+        self.files = common.files
+        self.clock = common.clock
+        self.commands = common.commands
+        self.hooks = common.hooks
         self.journals = SimulatedJournals()
         descriptors = Descriptors()
-        sizes = {
-            f"{_IMAGE_FOLDER}/{VMID}/vm-{VMID}-disk-{index}.raw": size_bytes
-            for index, size_bytes in enumerate(scenario.disks)
-        }
-        self._disk_paths = {f"drive-scsi{at}": path for at, path in enumerate(sizes)}
-        extra = {_TPM_PATH: scenario.tpm_bytes} if scenario.tpm_bytes else {}
-        if scenario.efi_bytes:
-            extra[_EFI_PATH] = scenario.efi_bytes
-            self._disk_paths["drive-efidisk0"] = _EFI_PATH
-        images = memory_images({**sizes, **extra}, chance.of("disks").stream())
+        folder = f"{_IMAGE_FOLDER}/{vmid}"
+        self.tpm_path = f"{folder}/vm-{vmid}-tpm.raw"
+        self._efi_path = f"{folder}/vm-{vmid}-efi.raw"
+        self._disk_paths: dict[str, str] = {}
+        images = self._make_images(folder, chance.of("disks").stream())
         self._own_images = frozenset(images)
         self.node = SimulatedNode(self.files, images)
-        self.node.storages.volume_bytes[_EFI_PATH] = _EFI_VOLUME_BYTES
+        self.node.storages.volume_bytes[self._efi_path] = _EFI_VOLUME_BYTES
         self.node.storages.fleecing_bytes = scenario.fleecing_bytes
-        self.store = SimulatedStore(self.files, descriptors)
-        self.store.compressor = scenario.compressor
-        if scenario.pipe_bytes:
-            self.store.pipe_bytes = scenario.pipe_bytes
-        if scenario.target_bytes:
-            self.files.capacity_bytes = scenario.target_bytes
+        self.store = self._make_store(descriptors)
         self.host = MachineHost(
             files=self.files,
             descriptors=descriptors,
@@ -116,8 +134,8 @@ class Scene:
             writes_per_s=scenario.guest_writes_per_s,
             stream=chance.of("guest").stream(),
         )
-        self.node.machines[VMID] = self.machine
-        self.node.configs[VMID] = self._config()
+        self.node.machines[vmid] = self.machine
+        self.node.configs[vmid] = self._config()
         self.server: SimulatedBackupServer | None = None
         if scenario.options.get("storage"):
             self.server = self._add_server(chance.of("server").stream())
@@ -126,17 +144,37 @@ class Scene:
         self.older_marks: dict[str, str] = {}
         self.others = Others(self, chance.of("power").stream())
 
-    @property
-    def tpm_path(self) -> str:
-        """Where the TPM state is."""
-        return _TPM_PATH
+    def _make_store(self, descriptors: Descriptors) -> SimulatedStore:
+        scenario = self.scenario
+        store = SimulatedStore(self.files, descriptors)
+        store.compressor = scenario.compressor
+        if scenario.pipe_bytes:
+            store.pipe_bytes = scenario.pipe_bytes
+        if scenario.target_bytes:
+            self.files.capacity_bytes = scenario.target_bytes
+        return store
+
+    def _make_images(self, folder: str, stream: random.Random) -> dict[str, Disk]:
+        """The disks of the VM, by path; those that QEMU has are noted by their device ids."""
+        scenario = self.scenario
+        sizes = {
+            f"{folder}/vm-{self.vmid}-disk-{index}.raw": size_bytes
+            for index, size_bytes in enumerate(scenario.disks)
+        }
+        self._disk_paths = {f"drive-scsi{at}": path for at, path in enumerate(sizes)}
+        if scenario.tpm_bytes:
+            sizes[self.tpm_path] = scenario.tpm_bytes
+        if scenario.efi_bytes:
+            sizes[self._efi_path] = scenario.efi_bytes
+            self._disk_paths["drive-efidisk0"] = self._efi_path
+        return memory_images(sizes, stream)
 
     def _add_server(self, stream: random.Random) -> SimulatedBackupServer:
         # Not every world has one, and HTTP/2 takes its time to be loaded.
         from vzsim.pbs_client import memory_library
         from vzsim.world.backup_server import STORAGE_ID, SimulatedBackupServer
 
-        server = SimulatedBackupServer(stream, secret=SECRET, vmid=VMID)
+        server = SimulatedBackupServer(stream, secret=SECRET, vmid=self.vmid)
         target = server.target(self.files, is_encrypted=self.scenario.is_encrypted)
         self.node.storages.servers[STORAGE_ID] = target
         self.machine.load_pbs_library = lambda: memory_library(
@@ -149,7 +187,7 @@ class Scene:
         empty = tuple(f"drive-{key}" for key in scenario.empty_disks)
         absent = {*empty, *(f"drive-{key}" for key in scenario.missing_disks)}
         return VmShape(
-            vmid=VMID,
+            vmid=self.vmid,
             disks=tuple(entry for entry in self._disk_paths.items() if entry[0] not in absent),
             empty_drives=empty,
             has_agent=scenario.has_agent,
@@ -166,26 +204,30 @@ class Scene:
         )
 
     def _config(self) -> bytes:
+        vmid = self.vmid
         lines = [f"lock: {self.scenario.lock}"] if self.scenario.lock else []
         lines += ["agent: 1", f"cipassword: {SECRET}", "name: web"]
         lines += [
-            f"scsi{index}: local:{VMID}/vm-{VMID}-disk-{index}.raw,size={size_bytes}"
+            f"scsi{index}: local:{vmid}/vm-{vmid}-disk-{index}.raw,size={size_bytes}"
             for index, size_bytes in enumerate(self.scenario.disks)
         ]
         if self.scenario.efi_bytes:
-            lines.append(f"efidisk0: local:{VMID}/vm-{VMID}-efi.raw,efitype=4m,size=4M")
+            lines.append(f"efidisk0: local:{vmid}/vm-{vmid}-efi.raw,efitype=4m,size=4M")
         if self.scenario.tpm_bytes:
-            lines.append(f"tpmstate0: local:{VMID}/vm-{VMID}-tpm.raw,size=4M,version=v2.0")
+            lines.append(f"tpmstate0: local:{vmid}/vm-{vmid}-tpm.raw,size=4M,version=v2.0")
         return "".join(line + "\n" for line in lines).encode()
 
     async def begin(self) -> None:
         """Everything is up as the scenario says."""
         names = [f"2025_12_0{index + 1}-03_04_05" for index in range(self.scenario.older_archives)]
         for index, name in enumerate([*names, *self.scenario.older_names]):
-            path = f"{DUMP_DIRECTORY}/vzdump-qemu-{VMID}-{name}.vma.zst"
+            path = f"{DUMP_DIRECTORY}/vzdump-qemu-{self.vmid}-{name}.vma.zst"
             self.files.create(path)
             self.files.append(path, f"older archive {index}".encode())
             self.older[path] = self.files.read(path)
+            if index < self.scenario.protected_archives:
+                self.files.create(path + PROTECTED_SUFFIX)
+                self.older[path + PROTECTED_SUFFIX] = b""
         self.files.settle()
         self._boot()
         self.others.begin()
@@ -280,9 +322,36 @@ class Scene:
         self.log.tell(Lane.TOOL, line)
         self.observed.public_lines.append(line)
 
+    def guest_stands(self, vmid: int) -> bool:
+        """Whether the guest was found running and does not run now."""
+        return self.scenario.state == "running" and self.machine.run_state is not RunState.RUNNING
+
     def actors(self) -> dict[Kind, Callable[[float], None]]:
         """What others do at a moment that a fault script names."""
         return self.others.actors()
+
+    # -- one attempt ---------------------------------------------------------------------------
+
+    def begin_attempt(self) -> dict[str, DiskContent]:
+        """What was noticed so far is forgotten; returns `look_at_still_disks`."""
+        self.writer.record = type(self.writer.record)()
+        self.observed = replace(self.observed, writes=self.writer.record)
+        self.host.points_in_time.clear()
+        self.node.lock_log.clear()
+        return self.look_at_still_disks()
+
+    def look_at_still_disks(self) -> dict[str, DiskContent]:
+        """The disks of a VM that is off: without a job their point in time is always now."""
+        if self.machine.run_state is not None:
+            return {}
+        self.observed.guest_mark = self.writer.mark()
+        images = {name: self.host.images[path] for name, path in self.machine.shape.disks}
+        return {name: content_of(disk) for name, disk in images.items()}
+
+    def keep_older(self, evidence: Evidence) -> None:
+        """What the attempt left is what was there before the next one."""
+        self.older.update(evidence.new_archives())
+        self.older = {path: data for path, data in self.older.items() if path in self.files.files}
 
     # -- rest ----------------------------------------------------------------------------------
 
@@ -292,16 +361,16 @@ class Scene:
         process = self.machine.process if state is not None else None
         run = process.backup.run if process is not None else None
         agent = process.agent if process is not None else None
-        lock = self.node.lock_of(VMID)
+        lock = self.node.lock_of(self.vmid)
         is_foreign = run is not None and self.others.has_foreign_job
         others_count = int(is_foreign) + len(self.others.leaked_fds)
         return Rest(
             files={
                 path: bytes(file.content)
                 for path, file in sorted(self.files.files.items())
-                if path not in self._own_files
+                if path not in self._own_files and self._is_ours(path)
             },
-            directories=tuple(sorted(self.files.directories)),
+            directories=tuple(sorted(filter(self._is_ours, self.files.directories))),
             lock="" if lock in (self.scenario.lock, self.others.taken_lock) else lock,
             foreign_lock=lock,
             open_descriptor_count=self.host.descriptors.open_count() - others_count,
@@ -318,11 +387,13 @@ class Scene:
             active_job=self.active_job(),
             extra_nodes=_named_nodes(process),
             extra_images=tuple(sorted(set(self.host.images) - self._own_images)),
-            recorded_fleecing=tuple(self.node.fleecing_records.get(VMID, ())),
+            recorded_fleecing=tuple(self.node.fleecing_records.get(self.vmid, ())),
             stdout=bytes(self.store.stdout),
             server=None if self.server is None else self.server.look(self.older_marks),
             undurable=tuple(
-                path for path in sorted(self.files.files) if not self.files.is_durable(path)
+                path
+                for path in sorted(self.files.files)
+                if self._is_ours(path) and not self.files.is_durable(path)
             ),
             journalled=tuple(
                 " ".join((reversal.kind.value, *reversal.names))
@@ -330,6 +401,10 @@ class Scene:
                 for _, reversal in journal.open_entries
             ),
         )
+
+    def _is_ours(self, path: str) -> bool:
+        """Whether a file or directory of the node is this VM's."""
+        return self._is_alone or vm_of_path(path) == self.vmid
 
     def dissolve(self) -> None:
         """Nobody looks at this world again: all that its parts know of each other goes."""
@@ -348,9 +423,9 @@ class Scene:
         self.others.heal()
         if self.server is not None:
             self.server.heal(self.files)
-        if self.node.lock_of(VMID):
-            config = self.node.configs[VMID]
-            self.node.configs[VMID] = config.partition(b"\n")[2]
+        if self.node.lock_of(self.vmid):
+            config = self.node.configs[self.vmid]
+            self.node.configs[self.vmid] = config.partition(b"\n")[2]
         self._heal_machine()
         self.observed = Observed(writes=self.writer.record)
         await asyncio.sleep(5)
@@ -397,6 +472,12 @@ class Scene:
             return False
         block = self.machine.process.block
         return any(block.backend(name) is None for name in self._disk_paths)
+
+
+def vm_of_path(path: str) -> int:
+    """Whose a file of the node is by its name; 0 for nobody's."""
+    found = _VM_IN_PATH.search(path)
+    return int(found[1] or found[2]) if found else 0
 
 
 def _name(state: RunState | None) -> str:

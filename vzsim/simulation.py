@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -20,8 +20,8 @@ from vzdump_qemu.ports import ArchiveStore, Clock, CommandRunner, Ids, Node, Vma
 from vzsim.checkers import Violation, judge
 from vzsim.event_log import EventLog, Lane
 from vzsim.evidence import RECOVERY_PREFIX, Ending, Evidence, Observed
-from vzsim.fakeqmp.disks import DiskContent, content_of
 from vzsim.faults import Family, Fault, FaultScript, Kind, Plane
+from vzsim.faults.hooks import FaultyHooks
 from vzsim.faults.host import FaultyClock, FaultyCommands, FaultyJournals, FaultyNode
 from vzsim.faults.packer import FaultyPacker
 from vzsim.faults.store import FaultyStore, watch_files
@@ -31,6 +31,7 @@ from vzsim.scene import SECRET, VMID, Scene
 from vzsim.world.clock import SimulatedIds
 
 if TYPE_CHECKING:
+    from vzsim.batch.evidence import BatchEvidence
     from vzsim.faults.pbs import FaultyServer
 
 SYSTEMS_GROUP = "vzsim.systems"
@@ -58,6 +59,7 @@ class SystemPorts:
     """What a system under test gets to work with.
 
     Attributes:
+        hooks: runs the operator's hook script.
         server: reaches a backup server, if there is one in this world.
         tell: takes one line of the tool's log.
         tell_end: takes whether the backup ended well, as its operator is told; a tool that is
@@ -69,6 +71,7 @@ class SystemPorts:
     packer: VmaPacker
     journals: Journals
     commands: CommandRunner
+    hooks: CommandRunner
     clock: Clock
     ids: Ids
     server: FaultyServer | None
@@ -105,6 +108,26 @@ class System(Protocol):
         ...
 
 
+class Trial(Protocol):
+    """Both phases of one run, or of one job over several VMs."""
+
+    async def run(self) -> None:
+        """Make it."""
+
+    def note_crash(self, text: str) -> None:
+        """The simulation itself could not go on: the tool waits for what never comes."""
+
+    def end(self) -> None:
+        """Let go of what a killed tool still holds."""
+
+    def report(self) -> Report:
+        """Everything about it."""
+        ...
+
+    def dissolve(self) -> None:
+        """Take the world apart once it is told."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What one simulated run showed.
@@ -113,6 +136,9 @@ class Report:
         visit_counts: uses per site in the phase with faults.
         triggered: the faults that happened, in order.
         backup_count: whole backups that were simulated, the ones made before included.
+        evidences: per attempt; of a job over several VMs those of each VM, one after the other.
+        ending: of the first attempt.
+        batches: per attempt at a job over several VMs.
     """
 
     scenario: Scenario
@@ -123,8 +149,10 @@ class Report:
     visit_counts: Mapping[str, int]
     families: Mapping[str, Family]
     evidences: tuple[Evidence, ...]
+    ending: Ending
     simulated_s: float
     log: EventLog
+    batches: tuple[BatchEvidence, ...] = ()
 
     @property
     def backup_count(self) -> int:
@@ -151,7 +179,7 @@ def simulate(system: System, scenario: Scenario, script: FaultScript, seed: int)
 def _simulate(system: System, scenario: Scenario, script: FaultScript, seed: int) -> Report:
     loop = SimulatedLoop(Chance(seed).of("schedule").stream())
     loop.set_exception_handler(lambda loop, context: None)
-    trial = _Trial(system, scenario, script, seed=seed, loop=loop)
+    trial = _make_trial(system, scenario, script, seed=seed, loop=loop)
     try:
         asyncio.set_event_loop(loop)
         try:
@@ -167,6 +195,17 @@ def _simulate(system: System, scenario: Scenario, script: FaultScript, seed: int
     if is_quiet:
         trial.dissolve()
     return report
+
+
+def _make_trial(
+    system: System, scenario: Scenario, script: FaultScript, *, seed: int, loop: SimulatedLoop
+) -> Trial:
+    if not scenario.is_batch:
+        return _Trial(system, scenario, script, seed=seed, loop=loop)
+    # A job over several VMs is built of what is here.
+    from vzsim.batch.trial import BatchTrial
+
+    return BatchTrial(system, scenario, script, seed=seed, loop=loop)
 
 
 def _let_go(loop: SimulatedLoop) -> bool:
@@ -225,7 +264,7 @@ class _Trial:
             await scene.heal()
             for plane in self._planes:
                 plane.end()
-            scene.older.update(self._evidences[-1].new_archives())
+            scene.keep_older(self._evidences[-1])
             self.plane = Plane(FaultScript(), scene.log)
             await self._attempt(1)
 
@@ -244,14 +283,11 @@ class _Trial:
         scene, plane = self._scene, self.plane
         if scene.server is not None:
             scene.older_marks = scene.server.marks()
-        scene.writer.record = type(scene.writer.record)()
-        scene.observed = replace(scene.observed, writes=scene.writer.record)
-        scene.host.points_in_time.clear()
-        still_disks = self._look_at_still_disks()
+        still_disks = scene.begin_attempt()
         plane.actors = {**scene.actors(), Kind.SECOND_RUN: self._start_second}
         watch_files(plane, scene.store)
+        scene.hooks.calls.clear()
         scene.writer.start()
-        scene.node.lock_log.clear()
         self._told.clear()
         began_s = self._loop.time()
         ending, error, outcome = await self._run_tool(plane)
@@ -260,7 +296,7 @@ class _Trial:
         scene.log.tell(Lane.TOOL, f"ended {ending.value} {error}".rstrip())
         # Of a VM that is off, or was found off, nothing fixes what its disks hold.
         points_in_time = (
-            dict(scene.host.points_in_time) or still_disks or self._look_at_still_disks()
+            dict(scene.host.points_in_time) or still_disks or scene.look_at_still_disks()
         )
         await asyncio.sleep(1.0)
         scene.writer.stop()
@@ -285,23 +321,15 @@ class _Trial:
             older=dict(scene.older),
             older_marks=dict(scene.older_marks),
             secret=SECRET,
+            hook_calls=tuple(scene.hooks.calls),
         )
         scene.observed.public_lines += [" ".join(argv) for argv in scene.commands.calls]
         self._evidences.append(evidence)
         self._violations += judge(evidence)
 
-    def _look_at_still_disks(self) -> dict[str, DiskContent]:
-        """The disks of a VM that is off: without a job their point in time is always now."""
-        scene = self._scene
-        if scene.machine.run_state is not None:
-            return {}
-        scene.observed.guest_mark = scene.writer.mark()
-        images = {name: scene.host.images[path] for name, path in scene.machine.shape.disks}
-        return {name: content_of(disk) for name, disk in images.items()}
-
     async def _run_tool(self, plane: Plane) -> tuple[Ending, str, Outcome | None]:
         options = {"vmid": VMID, **self._scenario.options}
-        task = await self._live(plane, self._system.back_up(self._ports(plane), options))
+        task = await live(plane, self._system.back_up(self._ports(plane), options))
         self._tool_ended_s = self._loop.time()
         await self._end_second()
         if task is None:
@@ -312,7 +340,7 @@ class _Trial:
             return Ending.HUNG, f"no end within {TOOL_S_MAX:.0f} simulated seconds", None
         if any(journal.open_entries for journal in self._scene.journals.journals.values()):
             await self._recover()
-        return _ending_of(task)
+        return ending_of(task)
 
     def _start_second(self, length_s: float) -> None:
         """Somebody starts the same tool on a VM that it works on."""
@@ -345,7 +373,7 @@ class _Trial:
             # A run that comes now is the next one; that is judged later.
             plane.actors = {**self._scene.actors(), Kind.SECOND_RUN: lambda length_s: None}
             watch_files(plane, self._scene.store)
-            task = await self._live(plane, self._system.recover(self._ports(plane), VMID))
+            task = await live(plane, self._system.recover(self._ports(plane), VMID))
             self._planes.append(plane)
             if task is None:
                 continue
@@ -357,20 +385,10 @@ class _Trial:
             if task.cancelled() or isinstance(task.exception(), BackupError):
                 continue  # it could not do all of it, and the next one will
             if task.exception() is not None:
-                self.note_crash(f"recovery crashed: {_describe(task.exception())}")
+                self.note_crash(f"recovery crashed: {describe(task.exception())}")
             elif not task.result():
                 continue
             return
-
-    async def _live(self, plane: Plane, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T] | None:
-        """Run a process of the tool; None if it was killed."""
-        died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        plane.on_kill.append(lambda: died.set_result(None))
-        task = asyncio.ensure_future(work)
-        plane.tool = task
-        waiting: set[asyncio.Future[Any]] = {task, died}
-        await asyncio.wait(waiting, timeout=TOOL_S_MAX, return_when=asyncio.FIRST_COMPLETED)
-        return None if plane.is_dead else task
 
     def _ports(self, plane: Plane) -> SystemPorts:
         scene = self._scene
@@ -380,6 +398,7 @@ class _Trial:
             packer=FaultyPacker(plane, scene.packer),
             journals=FaultyJournals(plane, scene.journals),
             commands=FaultyCommands(plane, scene.commands),
+            hooks=FaultyHooks(scene.hooks, lambda vmid: plane, scene.guest_stands),
             clock=FaultyClock(plane, scene.clock),
             ids=self._ids,
             server=self._server_of(plane),
@@ -431,22 +450,42 @@ class _Trial:
                 site: family for plane in self._planes for site, family in plane.families.items()
             },
             evidences=tuple(self._evidences),
+            ending=self._evidences[0].ending if self._evidences else Ending.HUNG,
             simulated_s=self._loop.time(),
             log=self._scene.log,
         )
 
 
-def _ending_of(task: asyncio.Task[Outcome]) -> tuple[Ending, str, Outcome | None]:
+async def live(
+    plane: Plane,
+    work: Coroutine[Any, Any, _T],
+    *,
+    on_start: Callable[[asyncio.Task[Any]], None] = lambda task: None,
+) -> asyncio.Task[_T] | None:
+    """Run a process of the tool; None if it was killed."""
+    died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    plane.on_kill.append(lambda: died.set_result(None))
+    task = asyncio.ensure_future(work)
+    plane.tool = task
+    on_start(task)
+    waiting: set[asyncio.Future[Any]] = {task, died}
+    await asyncio.wait(waiting, timeout=TOOL_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+    return None if plane.is_dead else task
+
+
+def ending_of(task: asyncio.Task[Outcome]) -> tuple[Ending, str, Outcome | None]:
+    """How a tool that was not killed came back, its error, and what it says."""
     if task.cancelled():
         return Ending.CANCELLED, "interrupted by signal", None
     error = task.exception()
     if error is not None:
-        return Ending.CRASHED, _describe(error), None
+        return Ending.CRASHED, describe(error), None
     outcome = task.result()
     return (Ending.FAILED if outcome.error else Ending.OK), outcome.error, outcome
 
 
-def _describe(error: BaseException | None) -> str:
+def describe(error: BaseException | None) -> str:
+    """A crash in one line: what, and where."""
     assert error is not None
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{last.filename.rpartition('/')[2]}:{last.lineno}"

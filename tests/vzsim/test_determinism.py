@@ -19,6 +19,7 @@ TOKENS = [
     "suspend-running/10/kill-tool@backup#1",
     "snapshot-running/11/power-loss@files.fsync-directory#1",
     "stop-running/12/second-run@clock.sleep#2",
+    "batch-parallel/4/vm101/backup#1:stall+40s,kill-tool@vm102/agent.thaw#1",
 ]
 
 

@@ -24,6 +24,18 @@ from vzsim.token import Token
             "thaw-fails/20018771/guest-suspends@recovery.query-status#276,"
             "kill-tool@agent.connect#2",
         ),
+        (
+            "somebody pruned the new backup itself, once it was final",
+            "pull-pbs/0/pbs.upload-backup-log#1:previous-pruned",
+        ),
+        (
+            "the reason why an archive stays is told in the log that the error speaks of",
+            "retention/0/store.remove_file#1:error",
+        ),
+        (
+            "a guest whose QEMU died waits for no script",
+            "hook-hangs-halted/0/backup#1:qemu-dies-midway",
+        ),
     ],
 )
 def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:

@@ -17,10 +17,12 @@ from vzsim.checkers import (
     guest_consistency,
     guest_freeze,
     guest_writes,
+    hooks,
     left_overs,
     next_run,
     older_archives,
     power_state,
+    retention,
     secrets,
     told,
 )
@@ -46,6 +48,8 @@ CHECKERS: Mapping[str, Checker] = MappingProxyType(
         "endurance": endurance.check,
         "secrets": secrets.check,
         "told": told.check,
+        "hooks": hooks.check,
+        "retention": retention.check,
         "next-run": next_run.check,
     }
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vzsim.evidence import RECOVERY_PREFIX, Evidence
-from vzsim.faults import Kind
+from vzsim.faults import KILLS, Kind
 
 
 def _may_come_late(evidence: Evidence) -> bool:
@@ -30,7 +30,8 @@ def check(evidence: Evidence) -> list[str]:
     if evidence.attempt_index > 0:
         return found
     lock = evidence.scenario.lock or evidence.observed.taken_lock
-    is_cleared = evidence.met(Kind.LOCK_CLEARED)
+    # What a killed backup leaves looks the same as another's: a recovery cannot tell them apart.
+    is_cleared = evidence.met(Kind.LOCK_CLEARED) or (lock == "backup" and evidence.met(*KILLS))
     if lock and evidence.rest.foreign_lock != lock and not is_cleared:
         found.append(f"another operation's lock '{lock}' is gone")
     seen = evidence.observed

@@ -2,7 +2,7 @@
 
 from vzsim.faults.kinds import ACTS, KILLS, KINDS_OF, LENGTHS_S, Family, Kind
 from vzsim.faults.plane import Plane, ToolKilled
-from vzsim.faults.script import Fault, FaultScript
+from vzsim.faults.script import Fault, FaultScript, bare_site
 
 __all__ = [
     "ACTS",
@@ -15,4 +15,5 @@ __all__ = [
     "Kind",
     "Plane",
     "ToolKilled",
+    "bare_site",
 ]

@@ -40,6 +40,7 @@ class Kind(enum.Enum):
     KILLED = "killed"  # a program is gone half way, by a signal
     KILLED_LATE = "killed-late"  # ... at the end of its input
     STALLS = "stalls"  # a program takes no input for a while
+    HANGS = "hangs"  # a program never ends by itself
     # What others do at that moment.
     CANCEL_TOOL = "cancel-tool"  # a signal to the tool, before the effect
     CANCEL_TOOL_AFTER = "cancel-tool-after"  # ... after the effect
@@ -101,6 +102,7 @@ class Family(enum.Enum):
     FILES_REMOVE = "files-remove"
     COMPRESSOR = "compressor"
     COMMAND = "command"
+    HOOK = "hook"
     PBS = "pbs"
     PBS_CONNECT = "pbs-connect"
     QUIET = "quiet"  # cannot fail by itself
@@ -184,6 +186,7 @@ KINDS_OF: Mapping[Family, tuple[Kind, ...]] = MappingProxyType(
             Kind.SLOW,
         ),
         Family.COMMAND: (Kind.EXITS, Kind.KILLED, Kind.STALL),
+        Family.HOOK: (Kind.EXITS, Kind.KILLED, Kind.SLOW, Kind.HANGS),
         Family.PBS: (
             Kind.ERROR,
             Kind.ERROR_AFTER,

@@ -90,8 +90,12 @@ class Plane:
         """SIGKILL: the tool never moves again; the kernel closes what it held."""
         if self.is_dead:
             return
-        self.is_dead = True
         self._log.tell(Lane.FAULT, "the tool is dead")
+        self.die()
+
+    def die(self) -> None:
+        """What a kill means at these sites."""
+        self.is_dead = True
         for act in self.on_kill:
             act()
         for closing in self._held:

@@ -3,7 +3,9 @@
 ``backup#1: reply-lost; agent.thaw#1: stall 40s; cancel-tool@intake.publish`` — faults separated by
 semicolons, each a site (a port method, ``#N`` its N-th use, the first if left out), a kind and
 perhaps a length of time. Kinds that somebody else does at that moment stand in front, with ``@``.
-Owns the text form; which kinds a site can have is the catalogue's (`vzsim.faults.kinds`).
+On a node with several VMs a site of one of them bears its id: ``vm117/backup#1: reply-lost``; a
+site without one is the whole job's. Owns the text form; which kinds a site can have is the
+catalogue's (`vzsim.faults.kinds`).
 """
 
 from __future__ import annotations
@@ -14,10 +16,15 @@ from dataclasses import dataclass
 from vzdump_qemu.errors import ConfigError
 from vzsim.faults.kinds import ACTS, Kind
 
-_SITE = r"(?P<site>[a-z][a-z0-9_.-]*)(?:#(?P<nth>[1-9][0-9]*))?"
+_SITE = r"(?P<site>(?:vm[1-9][0-9]*/)?[a-z][a-z0-9_.-]*)(?:#(?P<nth>[1-9][0-9]*))?"
 _KIND = r"(?P<kind>[a-z][a-z-]*)(?:\s+(?P<length>[0-9]+(?:\.[0-9]+)?)s)?"
 _AT_SITE = re.compile(rf"{_SITE}\s*:\s*{_KIND}\Z")
 _BY_OTHERS = re.compile(rf"{_KIND}@{_SITE}\Z")
+
+
+def bare_site(site: str) -> str:
+    """A site without the VM that it belongs to."""
+    return site.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -158,6 +158,11 @@ class FaultyStore:
         )
 
 
+def family_of_file(operation: str) -> Family:
+    """How an operation on a file can fail."""
+    return _FILE_FAMILIES[operation]
+
+
 def watch_files(plane: Plane, store: SimulatedStore) -> None:
     """Make every file operation of the store a site ``files.OPERATION``."""
 

@@ -19,6 +19,8 @@ from vzsim.world.machine import SimulatedMachine
 
 NODE_NAME = "node1"
 DUMP_DIRECTORY = "/var/lib/vz/dump"
+# A file of that name beside an archive keeps it from being removed.
+PROTECTED_SUFFIX = ".protected"
 _LOCK = re.compile(rb"^lock: (\S+)\n", re.MULTILINE)
 
 
@@ -113,7 +115,7 @@ class SimulatedNode:
         # How long the lock that was given back last had been held.
         self.lock_held_s = 0.0
         self._locked_at_s = 0.0
-        self._global_lock = asyncio.Lock()
+        self.global_lock = asyncio.Lock()
         files.make_directories(DUMP_DIRECTORY)
         files.make_directories("/var/tmp")
 
@@ -175,10 +177,10 @@ class SimulatedNode:
         """One job per node."""
         try:
             async with asyncio.timeout(max(timeout_s, 1e-6)):
-                await self._global_lock.acquire()
+                await self.global_lock.acquire()
         except TimeoutError as error:
             raise VmLocked("can't acquire lock '/var/run/vzdump.lock' - got timeout") from error
         try:
             yield
         finally:
-            self._global_lock.release()
+            self.global_lock.release()
