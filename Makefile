@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SIM := --exhaustive --exhaustive --seeds 2000 --jobs 2
 
-.PHONY: demo test sim lint type integration soak mutants benchmarks clean
+.PHONY: demo test sim lint type integration soak mutants benchmarks man deb clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/python -m vzdump_qemu.cli.demo
@@ -37,6 +37,15 @@ soak: $(VENV)/ready-test
 # The checkers can see: each protective act taken out in turn, and found out.
 mutants: $(VENV)/ready-test
 	$(BIN)/python -m tests.mutants
+
+# The manual page, from what --help is made of: man -l build/man/vzdump-qemu.1
+man: $(VENV)/ready-run
+	mkdir -p build/man
+	$(BIN)/python -m vzdump_qemu.cli.manual > build/man/vzdump-qemu.1
+
+# dist/vzdump-qemu_*.deb for Debian 12 or 13, whichever this is; for the other: RELEASE=trixie.
+deb: $(VENV)/ready-run
+	packaging/debian/build $(BIN)/python $(RELEASE)
 
 benchmarks: $(VENV)/ready-test
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

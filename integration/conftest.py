@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from integration.guest import GuestFiles, NoGuest, build_guest
-from integration.probes import DockerFacts, find_docker, why_no_kvm
+from integration.probes import (
+    DockerFacts,
+    find_docker,
+    why_no_iscsi,
+    why_no_kvm,
+    why_no_loop,
+    why_no_lvm,
+)
 from tests.contract.selection import BEHAVIOUR_MODULES
 
 if TYPE_CHECKING:
@@ -53,6 +60,16 @@ class Surroundings:
     @property
     def accelerator(self) -> str:
         return "tcg" if self.kvm_missing else "kvm"
+
+
+_READERS = ("zsh", "fish", "mandoc", "groff", "man")
+
+
+def needs_program(name: str) -> pytest.MarkDecorator:
+    """Leave a test out where a program is missing; the header of the run says so."""
+    return pytest.mark.skipif(
+        shutil.which(name) is None, reason=f"NOT covered: {name} is not installed"
+    )
 
 
 _MACHINE = pytest.StashKey[Surroundings]()
@@ -110,12 +127,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     from tests.contract.selection import header_lines
 
     machine = config.stash[_MACHINE]
+    unread = [name for name in _READERS if shutil.which(name) is None]
     images = "covered" if shutil.which("qemu-img") else "NOT covered: qemu-img is not installed"
     return [
         "stock QEMU: "
         + (f"NOT covered: {machine.qemu_missing}" if machine.qemu_missing else "covered, ")
         + machine.qemu_version,
         f"qcow2 disks: {images}",
+        "completion and manual page: "
+        + (f"NOT covered: {', '.join(unread)} not installed" if unread else "covered"),
         "real guest and agent: "
         + (f"NOT covered: {machine.guest_missing}" if machine.guest_missing else "covered"),
         "accelerator: "
@@ -130,11 +150,18 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
             if machine.docker.missing
             else f"covered, {machine.docker.engine}"
         ),
+        f"loop devices as disks: {_covered(why_no_loop())}",
+        f"iSCSI: {_covered(why_no_iscsi())}",
+        f"thin volumes of LVM, in a guest: {_covered(why_no_lvm(machine.guest_missing))}",
         "patched QEMU with its 'backup' command: NOT covered: Debian has none",
         f"real Proxmox Backup Server: {REAL_PBS_MISSING or 'covered'}",
         *header_lines(REALS),
         *header_lines(REAL_AGENTS),
     ]
+
+
+def _covered(missing: str) -> str:
+    return f"NOT covered: {missing}" if missing else "covered"
 
 
 @dataclass(frozen=True)

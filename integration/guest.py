@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def build_guest(directory: Path) -> GuestFiles:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise NoGuest("there is no C compiler (apt install gcc libc6-dev)")
-    root = _installed_root() or _fetch_root(directory)
+    root = package_root(directory)
     [kernel] = sorted((root / "boot").glob("vmlinuz-*-cloud-amd64"))[-1:]
     files = _files(directory)
     shutil.copy(kernel, files.kernel)
@@ -83,15 +84,19 @@ def build_guest(directory: Path) -> GuestFiles:
     shutil.copy(BUSYBOX, tree / "bin/busybox")
     shutil.copy(files.scribe, tree / "bin/scribe")
     shutil.copy(root / _AGENT, tree / _AGENT)
-    _copy_libraries(root / _AGENT, tree)
+    copy_libraries(root / _AGENT, tree)
     version = kernel.name.removeprefix("vmlinuz-")
-    _copy_modules(root / "lib/modules" / version, tree / "lib/modules" / version)
+    copy_modules(
+        root / "lib/modules" / version,
+        tree / "lib/modules" / version,
+        [*_MODULES, *_LATER_MODULES],
+    )
     for name, target in (("init", "init"), ("hook", "hook"), ("shutdown", "sbin/shutdown")):
         shutil.copy(_PARTS / name, tree / target)
         (tree / target).chmod(0o755)
     (tree / "modules.wanted").write_text(" ".join(_MODULES))
     (tree / "etc/passwd").write_text(_PASSWORD_ENTRY)
-    _pack(tree, files.initramfs)
+    pack_initramfs(tree, files.initramfs)
     return files
 
 
@@ -101,6 +106,14 @@ def _files(directory: Path) -> GuestFiles:
         initramfs=directory / "initramfs.gz",
         scribe=directory / "scribe",
     )
+
+
+def package_root(directory: Path) -> Path:
+    """Where the files of `PACKAGES` are: this system, or unpacked below `directory`.
+
+    Raises: NoGuest.
+    """
+    return _installed_root() or _fetch_root(directory)
 
 
 def _installed_root() -> Path | None:
@@ -127,17 +140,18 @@ def _fetch_root(directory: Path) -> Path:
     return unpacking.rename(root)
 
 
-def _copy_libraries(program: Path, tree: Path) -> None:
+def copy_libraries(program: Path, tree: Path) -> None:
+    """Copy what a program is linked with. Raises NoGuest."""
     listed = _run("ldd", str(program))
     if "not found" in listed:
-        raise NoGuest("libraries of qemu-guest-agent are missing: install that package")
+        raise NoGuest(f"libraries of '{program.name}' are missing: install its package")
     for path in re.findall(r"(/\S+) \(0x", listed):
         target = tree / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
 
 
-def _copy_modules(source: Path, target: Path) -> None:
+def copy_modules(source: Path, target: Path, names: Sequence[str]) -> None:
     """Copy the wanted modules with all that they depend on, and say so in ``modules.dep``."""
     target.mkdir(parents=True)
     built_in = {
@@ -148,7 +162,7 @@ def _copy_modules(source: Path, target: Path) -> None:
         path.name.partition(".")[0].replace("-", "_"): path for path in source.rglob("*.ko*")
     }
     needs: dict[str, list[str]] = {}
-    open_names = [*_MODULES, *_LATER_MODULES]
+    open_names = list(names)
     while open_names:
         name = open_names.pop()
         if name in needs or name in built_in:
@@ -191,7 +205,8 @@ def _all_below(name: str, needs: dict[str, list[str]]) -> list[str]:
     return found
 
 
-def _pack(tree: Path, path: Path) -> None:
+def pack_initramfs(tree: Path, path: Path) -> None:
+    """Make an initramfs of a directory tree."""
     names = sorted(str(entry.relative_to(tree)) for entry in tree.rglob("*"))
     packed = subprocess.run(
         [BUSYBOX, "cpio", "-o", "-H", "newc"],

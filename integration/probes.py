@@ -1,8 +1,9 @@
-"""What of KVM and Docker works here, found out by using it."""
+"""What of KVM, Docker and block devices works here, found out by using it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -13,6 +14,8 @@ from integration.guest import GuestFiles
 
 KVM = Path("/dev/kvm")
 _KVM_BOOT_LIMIT_S = 8.0
+SYSTEM_PATH = f"{os.environ['PATH']}:/sbin:/usr/sbin"
+LVM_PROGRAMS = ("lvm", "dmsetup")
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,41 @@ def why_no_kvm(qemu: str, guest: GuestFiles | None) -> str:
         finally:
             process.kill()
             process.wait()
+
+
+def why_no_loop() -> str:
+    """Attach a loop device; empty if that works, else why it does not."""
+    if os.geteuid() != 0:
+        return "only root can attach loop devices"
+    losetup = shutil.which("losetup", path=SYSTEM_PATH)
+    if losetup is None:
+        return "losetup is not installed"
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(1 << 20)
+        words = [losetup, "-f", "--show", file.name]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"no loop device could be attached: {done.stderr.strip()}"
+        subprocess.run([losetup, "-d", done.stdout.strip()], check=True)
+    return ""
+
+
+def why_no_iscsi() -> str:
+    """Empty if there are a target and QEMU's driver for it."""
+    if shutil.which("tgtd", path=SYSTEM_PATH) is None:
+        return "there is no iSCSI target (apt install tgt)"
+    img = shutil.which("qemu-img")
+    if img is None:
+        return "qemu-img is not installed"
+    told = subprocess.run([img, "--help"], capture_output=True, text=True, check=True).stdout
+    if " iscsi " not in told.rpartition("Supported formats:")[2]:
+        return "QEMU has no iSCSI driver (apt install qemu-block-extra)"
+    return ""
+
+
+def why_no_lvm(guest_missing: str) -> str:
+    """Empty if a guest with LVM can be made of what is here."""
+    for program in (*LVM_PROGRAMS, "mkfs.ext4"):
+        if shutil.which(program, path=SYSTEM_PATH) is None:
+            return f"'{program}' is not installed (apt install lvm2 e2fsprogs)"
+    return guest_missing

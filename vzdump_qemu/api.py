@@ -20,12 +20,21 @@ from vzdump_qemu.engine.batch import back_up_all
 from vzdump_qemu.engine.context import EnginePorts, RunResult
 from vzdump_qemu.engine.recovery import recover_all
 from vzdump_qemu.errors import ConfigError, VmLocked
-from vzdump_qemu.events import BackupMode, Emit, Event, Warned
+from vzdump_qemu.events import BackupMode, Emit, EmitOfRun, Event, Warned
 from vzdump_qemu.formats.pbs import BackupGroup, BackupRef
 from vzdump_qemu.node import opening
 from vzdump_qemu.node.local_node import LocalNode
 from vzdump_qemu.node.socket_node import SocketNode, SocketVmOptions
-from vzdump_qemu.pbs_ports import DiskSize, PbsFinished, PbsUpload, PbsUploads
+from vzdump_qemu.outlet_ports import NOBODY, JobNotifier
+from vzdump_qemu.pbs_ports import (
+    DiskSize,
+    PbsFinished,
+    PbsManagement,
+    PbsUpload,
+    PbsUploads,
+    ReadLog,
+    no_log,
+)
 from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.plan.options import BackupOptions, DataPathChoice
 from vzdump_qemu.ports import Clock
@@ -129,7 +138,11 @@ async def backup(
     options = fit_options(node, options or BackupOptions())
     ports = join_ports(node, emit=emit or _ignore)
     await prepare_node(node, ports)
+    if isinstance(node, LocalNode):
+        node.announce_job(task_id=str(vmid))
     batch = await back_up_all(ports, options, (vmid,))
+    if batch.ok and isinstance(node, LocalNode):
+        await node.forget_job()
     if batch.error is not None:
         raise batch.error
     [result] = batch.runs
@@ -140,14 +153,20 @@ def join_ports(
     node: LocalNode | SocketNode,
     *,
     emit: Emit,
+    emit_of_run: EmitOfRun | None = None,
     stdout_fd: int = 1,
+    read_log: ReadLog = no_log,
+    notifier: JobNotifier = NOBODY,
     guarded: bool = True,
     owner_timeout_s: float = OWNER_TIMEOUT_S,
 ) -> EnginePorts:
     """Everything that the engine is handed for one job on a node of this host.
 
     Args:
+        emit_of_run: where a run's events go; None for the same as the job's.
         stdout_fd: where an archive for standard output goes.
+        read_log: gives the logs that backup servers get.
+        notifier: tells whoever is to know how the job ended.
         guarded: a guardian process watches over our death while a run goes on.
         owner_timeout_s: how long another run on the same VM is waited for.
     """
@@ -171,6 +190,9 @@ def join_ports(
         clock=clock,
         ids=SystemIds(),
         emit=emit,
+        emit_of_run=emit_of_run,
+        read_log=read_log,
+        notifier=notifier,
     )
 
 
@@ -186,6 +208,10 @@ class _LateUploads:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+
+    def manage(self, target: PbsTarget) -> PbsManagement:
+        """As the port says."""
+        return self._client.manage(target)
 
     async def check(self, target: PbsTarget) -> None:
         """As the port says."""

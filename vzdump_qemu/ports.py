@@ -246,11 +246,13 @@ class ArchiveTarget:
         final_path: the name it may bear once proved; empty for standard output.
         temp_path: the name until then; empty for standard output.
         compressor: argument vector of a filter, or empty for none.
+        vmid: whose guardian keeps the stream's read end open beyond our death.
     """
 
     final_path: str
     temp_path: str
     compressor: tuple[str, ...]
+    vmid: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,7 +404,9 @@ class ArchiveStore(Protocol):
         """Remove a file; a missing one is no error. Raises TargetError."""
         ...
 
-    async def exists(self, path: str) -> bool: ...
+    async def exists(self, path: str) -> bool:
+        """Whether the name is taken. Raises TargetError if that cannot be told."""
+        ...
 
     async def list_names(self, path: str) -> Sequence[str]:
         """Names in a directory, in no order. Raises TargetError."""

@@ -33,7 +33,9 @@ def test_verify_of_a_cut_archive_names_one_reason(
     assert outcome.code == 50
     assert outcome.out == ""
     assert outcome.err.startswith(f"ERROR: {cut}: ")
-    assert len(outcome.err.splitlines()) == 1
+    reason, *hints = outcome.err.splitlines()
+    assert reason.startswith(f"ERROR: {cut}: ")
+    assert all(line.startswith("hint: ") for line in hints)
 
 
 def test_verify_as_json_tells_place_and_reason(command: Run, tmp_path: Path) -> None:

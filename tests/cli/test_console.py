@@ -34,7 +34,7 @@ def make_console(*screens: Screen, heard: Heard | None = None, run_log: bool = T
     return Console(
         renderer=LogRenderer(local_time),
         screens=screens,
-        run_log=RunLog(local_time) if run_log else None,
+        make_run_log=(lambda: RunLog(local_time)) if run_log else None,
         wall_s=lambda: 60.0,
         on_broken_output=(heard or Heard()).note,
     )
@@ -57,11 +57,20 @@ def run_events(folder: Path) -> tuple[Event, ...]:
     )
 
 
+def feed(console: Console, folder: Path) -> None:
+    """A whole job of one VM."""
+    started, *of_run, ended = run_events(folder)
+    console.emit(started)
+    emit = console.emit_of_run(100)
+    for event in of_run:
+        emit(event)
+    console.emit(ended)
+
+
 def test_run_log_holds_the_runs_lines_and_is_copied_beside_the_archive(tmp_path: Path) -> None:
     (tmp_path / "side.log").write_text("of an older run")
     console = make_console()
-    for event in run_events(tmp_path):
-        console.emit(event)
+    feed(console, tmp_path)
 
     written = (tmp_path / "log" / "qemu-100.log").read_text()
     assert written == (
@@ -78,8 +87,7 @@ def test_log_that_cannot_be_written_is_a_warning_of_the_job(tmp_path: Path) -> N
     (tmp_path / "log").write_text("a file where a directory is needed")
     out = io.StringIO()
     console = make_console(LineScreen(out))
-    for event in run_events(tmp_path):
-        console.emit(event)
+    feed(console, tmp_path)
     console.close()
 
     printed = out.getvalue().splitlines()
@@ -94,8 +102,7 @@ def test_side_log_that_cannot_be_written_is_a_warning_of_the_job(tmp_path: Path)
     (tmp_path / "side.log").mkdir()
     out = io.StringIO()
     console = make_console(LineScreen(out))
-    for event in run_events(tmp_path):
-        console.emit(event)
+    feed(console, tmp_path)
     assert f"WARN: unable to write log file '{tmp_path}/side.log' - " in out.getvalue()
     assert (tmp_path / "log" / "qemu-100.log").exists()
 
@@ -103,8 +110,7 @@ def test_side_log_that_cannot_be_written_is_a_warning_of_the_job(tmp_path: Path)
 def test_broken_output_is_told_once_and_the_log_file_goes_on(tmp_path: Path) -> None:
     heard = Heard()
     console = make_console(LineScreen(BrokenStream()), heard=heard)
-    for event in run_events(tmp_path):
-        console.emit(event)
+    feed(console, tmp_path)
     console.close()
     assert heard.broken_count == 1
     assert "Finished Backup" in (tmp_path / "side.log").read_text()
@@ -125,13 +131,13 @@ def test_failed_run_gives_its_hint_and_a_verdict() -> None:
 def test_json_screen_prints_every_event_as_one_line(tmp_path: Path) -> None:
     out = io.StringIO()
     console = make_console(JsonScreen(out, lambda: 60.0))
-    for event in run_events(tmp_path):
-        console.emit(event)
+    feed(console, tmp_path)
     console.close()
     printed = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [line["event"] for line in printed] == [
         type(event).__name__ for event in run_events(tmp_path)
     ]
+    assert [line.get("vmid") for line in printed] == [None, *[100] * 5, None]
     assert printed[4] == {
         "event": "RunSucceeded",
         "time": "1970-01-01T00:01:00.000Z",
@@ -163,3 +169,28 @@ def test_undo_that_failed_is_no_ok(tmp_path: Path) -> None:
     console.emit(events.UndoFailed(what="thaw the guest", text="it may still be frozen"))
     console.close()
     assert stream.getvalue().splitlines()[-1] == "TASK WARNINGS: 1"
+
+
+def start(vmid: int, folder: Path) -> events.RunStarted:
+    log_path = str(folder / f"qemu-{vmid}.log")
+    return events.RunStarted(vmid=vmid, wall_s=0, log_path=log_path, side_log_path="")
+
+
+def test_runs_that_go_on_at_once_have_a_log_each_and_bear_their_vmid(tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = make_console(LineScreen(out, names_vms=True))
+    first, second = console.emit_of_run(100), console.emit_of_run(101)
+    first(start(100, tmp_path))
+    second(start(101, tmp_path))
+    first(events.Warned(text="of the first"))
+    second(events.Warned(text="of the second"))
+    console.emit(events.Warned(text="of the job"))
+    first(events.RunClosed(vmid=100))
+    second(events.RunClosed(vmid=101))
+
+    assert "100: WARN: of the first\n101: WARN: of the second\nWARN: of the job\n" in out.getvalue()
+    logs = [(tmp_path / f"qemu-{vmid}.log").read_text() for vmid in (100, 101)]
+    assert [log.count("WARN") for log in logs] == [1, 1]
+    assert "of the first" in logs[0] and "of the second" in logs[1]
+    assert console.read_log(str(tmp_path / "qemu-100.log")) == logs[0].encode()
+    assert console.read_log(str(tmp_path / "qemu-102.log")) is None

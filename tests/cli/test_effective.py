@@ -129,10 +129,10 @@ def test_bad_value_in_the_file_costs_a_warning_and_is_ignored() -> None:
     assert read.warnings[1].startswith("parse error in '/etc/vzdump.conf' - 'fleecing': ")
 
 
-def test_option_of_the_file_that_is_not_done_costs_a_warning() -> None:
-    read = read_file_options("mailto: me\nroot: /x\nnonsense: 1\n")
-    assert dict(read.values) == {}
-    assert any("ignoring 'mailto' of '/etc/vzdump.conf'" in text for text in read.warnings)
+def test_stop_of_the_file_is_read_and_means_nothing() -> None:
+    read = read_file_options("stop: 1\nroot: /x\nnonsense: 1\n")
+    assert dict(read.values) == {"stop": True}
+    assert "stop" not in merge_options({}, read.values)
 
 
 def test_rebuilt_command_line_is_vzdumps() -> None:

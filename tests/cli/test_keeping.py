@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from tests.cli.lab_command import Run, archives
+from tests.engine.pbs_world import TARGET
 from vzdump_qemu.cli.effective import make_backup_options, merge_options, read_file_options
 from vzdump_qemu.cli.keeping import KeepSettings, make_keep_options, read_pool
 from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.node.layout import NodeLayout
+from vzdump_qemu.plan.options import BackupOptions, TargetOptions
 from vzdump_qemu.plan.retention_rule import render_rule
 
 STORAGES = """\
@@ -78,18 +80,23 @@ def test_everything_else_reaches_the_engine(layout: NodeLayout) -> None:
     assert (keep.protected_max, keep.cluster_name, settings.warnings) == (3, "prod", ())
 
 
-def test_what_the_file_says_of_backups_at_a_server_costs_a_warning(layout: NodeLayout) -> None:
+def test_backups_at_a_server_are_kept_as_those_in_a_directory(layout: NodeLayout) -> None:
     settings = settle(layout, {"storage": "server"}, "protected: 1\nnotes-template: x\n")
-    assert not settings.keep.retention.remove
-    assert not settings.keep.protected
-    assert [text.split("'")[1] for text in settings.warnings] == [
-        *("prune-backups", "protected", "notes-template"),
-    ]
-
-
-def test_what_the_command_line_asks_of_a_server_is_left_to_be_refused(layout: NodeLayout) -> None:
+    keep = settings.keep
+    assert render_rule(keep.retention.rule) == "keep-last=5"
+    assert keep.retention.remove
+    assert (keep.protected, keep.notes_template, keep.cluster_name) == (True, "x", "prod")
+    assert settings.warnings == ()
     settings = settle(layout, {"storage": "server", "prune-backups": "keep-last=1"})
     assert render_rule(settings.keep.retention.rule) == "keep-last=1"
+
+
+def test_server_without_a_storage_has_notes_and_protection() -> None:
+    given = {"repository": "tank", "protected": True, "notes-template": "x"}
+    merged = merge_options(given, {})
+    options = BackupOptions(target=TargetOptions(pbs=TARGET))
+    settings = make_keep_options(merged, given, options, None)
+    assert (settings.keep.protected, settings.keep.notes_template) == (True, "x")
     assert settings.warnings == ()
 
 

@@ -55,7 +55,8 @@ def test_verb_is_the_first_word_or_backup(words: list[str], verb: tuple[str, lis
 def request(*words: str) -> Request:
     context = backup_command.make_context("backup", list(words))
     values: dict[str, Any] = dict(context.params)
-    return _read_request(values.pop("vmids"), values, context.meta["order"])
+    given = {name: values[name.replace("-", "_")] for name in context.meta["order"]}
+    return _read_request(values["vmids"], given)
 
 
 def test_request_keeps_the_order_of_the_options() -> None:
@@ -101,15 +102,17 @@ def test_help_of_backup_shows_every_option_under_a_heading() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["frobnicate"], 2, "No such command 'frobnicate'"),
-        (["100", "--mailto", "me"], 2, "not supported by this version"),
+        (["frobnicate"], 2, "no such verb: 'frobnicate'"),
+        (["100", "--deadline", "soon"], 2, "deadline: unable to parse 'soon'"),
+        (["100", "--storage-limit", "nfs=0"], 2, "storage-limit: unable to parse 'nfs=0'"),
+        (["100", "--max-parallel", "0"], 2, "max-parallel: '0' is not a whole number, 1 to 1000"),
         (["100", "--prune-backups", "keep-last=x"], 2, "prune-backups: "),
         (["100", "--notes-template", "{{x}}"], 2, "notes-template: found unknown: variable 'x'"),
         (["100", "--job-id", "a b"], 2, "job-id: value must not contain blanks"),
         (["100", "--pool", "p"], 2, "pool: option conflicts with option 'vmid'"),
         (["100", "--all"], 2, "all: option conflicts with option 'vmid'"),
         (["--node", "n"], 2, "vmid: property is missing"),
-        (["100", "--storge", "x"], 2, "No such option"),
+        (["100", "--storge", "x"], 2, "no such option: --storge"),
         (["--root", "/nonexistent-folder", "100"], 2, "/nonexistent-folder"),
         (["backup"], 2, "vmid: property is missing"),
     ],
@@ -149,6 +152,11 @@ class Failing(click.Command):
     ("error", "code", "texts"),
     [
         (StorageError("no space", hint="buy some"), 13, ["ERROR: no space\n", "hint: buy some\n"]),
+        (
+            StorageError("unable to read 'x' - Permission denied"),
+            13,
+            ["Permission denied\n", "hint: it belongs to somebody else"],
+        ),
         (KeyboardInterrupt(), 130, ["ERROR: interrupted by signal\n"]),
         (ValueError("odd"), 99, ["ERROR: internal error: ValueError: odd\n", "--debug"]),
         (ValueError(), 99, ["ERROR: internal error: ValueError: \n"]),

@@ -150,6 +150,12 @@ EVENT_TEXTS: tuple[tuple[Event, list[str]], ...] = (
         events.JobEnded(failed_vmids=(1,), error="interrupted by signal"),
         ["ERROR: Backup job failed - interrupted by signal"],
     ),
+    (events.ExternalVmsSkipped(vmids=(101, 200)), ["INFO: skip external VMs: 101, 200"]),
+    (
+        events.ServerPruning(group="vm/7"),
+        ["INFO: running 'proxmox-backup-client prune' for 'vm/7'"],
+    ),
+    (events.ServerPruneFailed(group="vm/7", text="no"), ["ERROR: prune 'vm/7': no"]),
     (events.GlobalLockAwaited(), ["INFO: trying to get global lock - waiting..."]),
     (events.GlobalLockTaken(), ["INFO: got global lock"]),
     (events.StatusSeen(running=False), ["INFO: status = stopped"]),
@@ -301,6 +307,10 @@ EVENT_TEXTS: tuple[tuple[Event, list[str]], ...] = (
         ["INFO: managed to thaw the guest after all"],
     ),
     (events.RecoveryNotNeeded(vmid=100), ["INFO: a backup of VM 100 is running"]),
+    (
+        events.NotificationFailed(name="mail", text="unable to find command 'sendmail'", hint=""),
+        ["ERROR: could not notify via mail - unable to find command 'sendmail'"],
+    ),
     (
         events.ArchivePublished(archive_path="/a", size_bytes=5 * MIB + 1),
         ["INFO: archive file size: 5MB"],

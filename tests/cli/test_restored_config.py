@@ -3,7 +3,7 @@
 import pytest
 
 from vzdump_qemu.cli.restored_config import NewVolume, read_map, rewrite_config
-from vzdump_qemu.errors import VmaError
+from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.units import MIB
 
 STORED = """\
@@ -37,18 +37,18 @@ def test_map_lines_are_read_with_their_defaults() -> None:
 
 
 def test_map_line_without_a_device_is_refused() -> None:
-    with pytest.raises(VmaError, match="does not contain data for drive 'efidisk0'"):
+    with pytest.raises(ConfigError, match="does not contain data for drive 'efidisk0'"):
         read_map(STORED, ["drive-scsi0"])
 
 
 def test_device_without_a_map_line_is_refused() -> None:
-    with pytest.raises(VmaError, match="no device mapping information for device 'drive-x'"):
+    with pytest.raises(ConfigError, match="no device mapping information for device 'drive-x'"):
         read_map(STORED, ["drive-scsi0", "drive-efidisk0", "drive-x"])
 
 
 def test_drive_mapped_twice_is_refused() -> None:
     line = "#qmdump#map:scsi0:drive-scsi0:s:raw:\n"
-    with pytest.raises(VmaError, match="'scsi0' is mapped twice"):
+    with pytest.raises(ConfigError, match="'scsi0' is mapped twice"):
         read_map(line + line, ["drive-scsi0"])
 
 
@@ -73,7 +73,7 @@ def test_config_gets_new_volumes_and_loses_what_was_the_old_vms() -> None:
 
 
 def test_volume_without_its_drive_is_refused() -> None:
-    with pytest.raises(VmaError, match="has no drive 'sata3'"):
+    with pytest.raises(ConfigError, match="has no drive 'sata3'"):
         rewrite_config(STORED, {"sata3": NewVolume(volid="x:y", size_bytes=1)})
 
 

@@ -1,4 +1,4 @@
-"""Signals cancel a job once."""
+"""Signals cancel a job, and hurry it."""
 
 import asyncio
 import os
@@ -7,10 +7,11 @@ import signal
 import pytest
 
 from vzdump_qemu.cli.signals import STOP_SIGNALS, cancelled_by_signals, interrupted_by_signals
+from vzdump_qemu.engine.undo import run_shielded
 
 
 class Job:
-    """Works until cancelled, then undoes for three rounds of the event loop."""
+    """Works until cancelled, then undoes for three rounds of the event loop, as runs do."""
 
     def __init__(self) -> None:
         self.undone_count = 0
@@ -21,10 +22,13 @@ class Job:
                 os.kill(os.getpid(), number)
                 await asyncio.Event().wait()
             finally:
-                for _ in range(3):
-                    os.kill(os.getpid(), number)
-                    await asyncio.sleep(0)
-                    self.undone_count += 1
+                await run_shielded(lambda: self._undo(number))
+
+    async def _undo(self, number: signal.Signals) -> None:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0)
+            self.undone_count += 1
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
@@ -45,6 +49,13 @@ async def test_request_cancels_like_a_signal() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(run())
+
+
+async def test_request_after_the_end_changes_nothing() -> None:
+    with cancelled_by_signals() as interruption:
+        interruption.close()
+        interruption.request()
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)

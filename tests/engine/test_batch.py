@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine.world import World
 from vzdump_qemu import events
+from vzdump_qemu.plan.options import HookOptions, TargetOptions
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,21 @@ def test_missing_ionice_is_a_warning(world: World) -> None:
     world.commands.programs.clear()
     world.assert_good(world.run())
     assert world.told_of(events.Warned)[0].text == "unable to find command 'ionice'"
+
+
+def test_row_1_3_11_failed_job_init_and_a_missing_storage_are_both_told(world: World) -> None:
+    async def fail(argv: Sequence[str], _: tuple[int, ...]) -> tuple[int, Sequence[str]]:
+        return 3, ()
+
+    world.hooks.programs["hook"] = fail
+    world.options = replace(
+        world.options,
+        hook=HookOptions(script="/hook"),
+        target=TargetOptions(dump_directory="/missing"),
+    )
+    assert world.run() is None
+    assert world.batch is not None
+    assert str(world.batch.error).splitlines() == [
+        "command '/hook job-init' failed: exit code 3",
+        "dumpdir '/missing' does not exist",
+    ]

@@ -7,12 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.engine.pbs_world import TARGET
 from tests.engine.world import STDOUT, World
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
-from vzdump_qemu.engine.keeping import refuse_at_server
-from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.plan.options import KeepOptions, TargetOptions
 from vzdump_qemu.plan.retention_rule import RetentionSettings, parse_prune_backups
 from vzsim.world.node import DUMP_DIRECTORY
@@ -228,29 +225,3 @@ def test_standard_output_knows_nothing_of_it(world: World) -> None:
     result = world.run()
     assert result is not None and result.error is None
     assert names_left(world) == set()
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        (keep("keep-last=1"), "prune-backups"),
-        (keep("keep-all=1", protected=True), "protected"),
-        (keep("keep-all=1", notes_template="x"), "notes-template"),
-    ],
-)
-def test_backup_server_refuses_each_by_name(options: KeepOptions, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"option '{name}' is not supported"):
-        refuse_at_server(options)
-    refuse_at_server(KeepOptions())
-
-
-def test_job_to_a_backup_server_does_not_begin_with_them(world: World) -> None:
-    world.options = replace(
-        world.options, keep=keep("keep-last=1"), target=TargetOptions(pbs=TARGET)
-    )
-    assert world.run() is None
-    assert world.batch is not None
-    assert str(world.batch.error) == (
-        "option 'prune-backups' is not supported with a Proxmox Backup Server"
-    )
-    assert world.qmp_log == []

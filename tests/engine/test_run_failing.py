@@ -137,6 +137,20 @@ def test_vm_that_ended_meanwhile_is_not_started_again(world: World) -> None:
     assert world.machine.boot_count == 1
 
 
+def test_suspended_vm_that_its_operator_stopped_is_not_started_again(world: World) -> None:
+    def end(event: events.Event) -> None:
+        world.told.append(event)
+        if isinstance(event, events.ArchiveCreating):
+            world.machine.end_process()
+
+    world.options = replace(world.options, mode=BackupMode.SUSPEND)
+    world._emit = end  # type: ignore[method-assign]
+    world.assert_failed_clean(world.run(), "VM 100 not running: QEMU ended meanwhile")
+    assert world.machine.run_state is None
+    assert world.machine.boot_count == 1
+    assert not world.told_of(events.UndoFailed)
+
+
 def test_thaw_that_never_succeeds_is_an_alarm(world: World) -> None:
     world.script = Script(agent=AgentRules(thaw_error="no"))
     result = world.run()

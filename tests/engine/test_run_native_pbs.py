@@ -458,6 +458,31 @@ def test_backup_that_the_server_does_not_hold_whole_is_no_success() -> None:
     world.assert_nothing_left()
 
 
+def test_run_cancelled_while_its_backup_is_proved_says_that_the_server_has_it() -> None:
+    world = PbsWorld()
+
+    class Late(ClientUploads):
+        async def prove(
+            self,
+            target: PbsTarget,
+            backup: BackupRef,
+            disks: Sequence[DiskSize],
+            config_names: Sequence[str],
+        ) -> PbsFinished:
+            world.cancel()
+            return await super().prove(target, backup, disks, config_names)
+
+    world.uploads_class = Late
+    assert world.run() is None
+    [backup] = world.backups()
+    [failed] = world.told_of(events.RunFailed)
+    assert failed.text == "interrupted by signal"
+    [warned] = world.told_of(events.Warned)
+    assert warned.text == f"backup '{backup.path}' is final at its server all the same"
+    assert world.names().index("Warned") < world.names().index("RunFailed")
+    world.assert_nothing_left()
+
+
 def test_backup_whose_end_qemu_did_not_hear_of_is_a_success_with_a_warning() -> None:
     fault = Fault(kind=FaultKind.HANG_AFTER, endpoint="POST /finish")
     world = PbsWorld(faults=(fault,))

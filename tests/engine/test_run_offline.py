@@ -99,6 +99,54 @@ def test_image_that_needs_the_daemon_is_refused_by_name_without_it(off: World) -
     off.assert_failed_clean(off.run(), "needs 'qemu-storage-daemon' to be read offline")
 
 
+@pytest.mark.parametrize("options", ["", ",format=raw"])
+def test_format_of_a_disk_outside_storages_is_the_configured_one(off: World, options: str) -> None:
+    """Row 5.7, where a guest wrote a header of another format onto its own raw disk."""
+    volid = "/var/lib/vz/images/100/vm-100-disk-0.raw"
+    off.config = f"name: web\nscsi0: {volid}{options},size=8M\n"
+
+    def arrange(world: World) -> None:
+        describe = world.node.storages.describe
+
+        async def describe_as_probed(volid: str) -> Any:
+            return replace(await describe(volid), format="qcow2")
+
+        world.node.storages.describe = describe_as_probed  # type: ignore[method-assign]
+
+    off.arrange = arrange
+    if not options:
+        off.assert_failed_clean(off.run(), "'scsi0' looks like qcow2, and nothing says that it is")
+        return
+    result = off.run()
+    assert result is not None and result.error is None, result
+    [path] = off.archives()
+    assert set(restore_disks(off.files.read(path))) == {"drive-scsi0"}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("nbd:unix:/x", "disk 'scsi0' reached over a network needs 'qemu-storage-daemon'"),
+        ("rbd:p/i:id=a:keyring=/k", "the keyring of 'p/i' cannot be named to a block node"),
+        ("nbd:nowhere", "unable to parse disk address 'nbd:nowhere'"),
+        ("ssh://host/x", "cannot be read by its address 'ssh://host/x'"),
+    ],
+)
+def test_disk_that_only_qemus_drivers_reach_is_refused_by_name_without_them(
+    off: World, path: str, text: str
+) -> None:
+    def arrange(world: World) -> None:
+        describe = world.node.storages.describe
+
+        async def describe_as_address(volid: str) -> Any:
+            return replace(await describe(volid), path=path)
+
+        world.node.storages.describe = describe_as_address  # type: ignore[method-assign]
+
+    off.arrange = arrange
+    off.assert_failed_clean(off.run(), text)
+
+
 @pytest.mark.parametrize("stage", [events.DataPathChosen, events.JobAccepted, events.ProgressMade])
 def test_cancelled_reading_leaves_nothing(off: World, stage: type[events.Event]) -> None:
     off.cancel_on = stage

@@ -49,6 +49,19 @@ def _open_no_disk(origin: DiskOrigin) -> DiskReader:
     raise DiskReadError(f"no thread reads '{origin.device_id}' in virtual time")
 
 
+class NotifierFake:
+    """`JobNotifier` that keeps the event after which it was called, each time."""
+
+    def __init__(self) -> None:
+        self.told: list[events.Event] = []
+        self.calls: list[events.Event] = []
+        self.takes_s = 0.0
+
+    async def job_ended(self) -> None:
+        self.calls += self.told[-1:]
+        await asyncio.sleep(self.takes_s)
+
+
 @dataclass
 class World:
     """Everything a test may arrange before, and look at after, a run."""
@@ -70,6 +83,7 @@ class World:
     cancel_on: type[events.Event] | None = None
     load_pbs_library: LoadLibrary | None = None
     told: list[events.Event] = field(default_factory=list)
+    notifier: NotifierFake = field(default_factory=NotifierFake)
     commands: SimulatedCommands = field(default_factory=SimulatedCommands)
     hooks: SimulatedCommands = field(default_factory=SimulatedCommands)
     qmp_log: list[str] = field(default_factory=list)
@@ -133,6 +147,7 @@ class World:
 
     def _emit(self, event: events.Event) -> None:
         self.told.append(event)
+        self.notifier.told.append(event)
         if self.cancel_on is not None and isinstance(event, self.cancel_on):
             self.cancel()
 
@@ -159,6 +174,7 @@ class World:
             clock=self.clock,
             ids=SimulatedIds(Chance(self.seed).of("tool").stream()),
             emit=self._emit,
+            notifier=self.notifier,
         )
 
     def play(self, scene: Callable[[Self], Awaitable[None]]) -> None:

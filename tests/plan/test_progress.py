@@ -54,6 +54,12 @@ def test_rates_leave_out_reused_data_of_an_incremental_run() -> None:
     assert (line.read_bytes_per_s, line.write_bytes_per_s) == (100.0, 75.0)
 
 
+def test_backup_that_the_server_has_already_makes_no_absurd_rate() -> None:
+    line = ProgressTracker().take(_look(1000, done=True, reused_bytes=1000), elapsed_s=0.01)
+    assert line is not None
+    assert (line.read_bytes_per_s, line.write_bytes_per_s) == (1000.0, 0.0)
+
+
 def test_zeroes_past_the_end_never_make_a_rate_negative() -> None:
     line = ProgressTracker().take(_look(512, done=True, zero_bytes=61440), elapsed_s=1.0)
     assert line is not None and line.write_bytes_per_s == 0.0

@@ -7,11 +7,13 @@ exit code. The job itself is the engine's. Source: host behaviour, sections 1.1,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from vzdump_qemu.cli.request import Request
+from vzdump_qemu.cli.usage_errors import WrongUse
 from vzdump_qemu.cli.vzdump_arguments import OPTIONS, parse_vmids, rewrite_arguments
 
 EXIT_OK = 0
@@ -21,14 +23,18 @@ EXIT_FAILED = 255
 
 # What belongs to a VM known by its sockets, and what to VMs of a node alone.
 _SOCKET_NAMES = ("agent", "name", "vmid", "exclude-disk", "fleecing-dir", "state-dir")
-_NODE_NAMES = ("root", "all", "exclude", "pool", "node", "storage", "fleecing")
+_NODE_NAMES = ("root", "all", "exclude", "pool", "node", "storage", "fleecing", "stop")
 
 
 class BackupCommand(click.Command):
     """Reads vzdump's way of writing options, and shows them under headings."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words, order = rewrite_arguments(args)
+        try:
+            words, order = rewrite_arguments(args)
+        except click.UsageError as error:
+            error.ctx = ctx
+            raise
         ctx.meta["order"] = order
         return super().parse_args(ctx, words)
 
@@ -60,7 +66,18 @@ def _make_command() -> BackupCommand:
 
 
 def _back_up(vmids: tuple[str, ...], **values: Any) -> int:
-    request = _read_request(vmids, values, click.get_current_context().meta["order"])
+    order = click.get_current_context().meta["order"]
+    given = {name: values[name.replace("-", "_")] for name in order}
+    warnings: tuple[str, ...] = ()
+    if "job" in given:
+        from vzdump_qemu.cli.scheduled_job import find_job, join_job, refuse_disabled
+
+        job = find_job(given.get("root") or "/", given["job"])
+        if refuse_disabled(job, quiet=bool(given.get("quiet"))):
+            return EXIT_OK
+        words = join_job(job, vmids, given)
+        vmids, given, warnings = words.vmids, words.given, words.warnings
+    request = replace(_read_request(vmids, given), warnings=warnings)
     import asyncio
 
     from vzdump_qemu.cli.job import run_job
@@ -68,10 +85,7 @@ def _back_up(vmids: tuple[str, ...], **values: Any) -> int:
     return EXIT_OK if asyncio.run(run_job(request)) else EXIT_FAILED
 
 
-def _read_request(
-    vmids: tuple[str, ...], values: Mapping[str, Any], order: tuple[str, ...]
-) -> Request:
-    given = {name: values[name.replace("-", "_")] for name in order}
+def _read_request(vmids: tuple[str, ...], given: dict[str, Any]) -> Request:
     if "qmp" in given:
         return _read_socket_request(vmids, given)
     for name in _SOCKET_NAMES:
@@ -88,8 +102,10 @@ def _read_request(
         for name in ("all", "exclude", "pool"):
             if given.get(name):
                 raise click.UsageError(f"{name}: option conflicts with option 'vmid'")
-    if not (vmids or all_vms or pool):
-        raise click.UsageError("vmid: property is missing")
+    if not (vmids or all_vms or pool or given.get("stop")):
+        raise WrongUse(
+            "vmid: property is missing", hint="name VMIDs, --all, --pool POOL, or --qmp SOCK"
+        )
     if given.get("stdout") and vmids and len(named) != 1:
         raise click.UsageError("you can only backup a single VM with option --stdout")
     return Request(
@@ -104,29 +120,34 @@ def _read_request(
 
 def _check_texts(given: Mapping[str, Any]) -> None:
     """Refuse what vzdump's schema does not allow, before anything is done."""
+    from vzdump_qemu.cli.batch_arguments import check_batch_texts
     from vzdump_qemu.errors import ConfigError
     from vzdump_qemu.formats.vzdump_conf import check_option
     from vzdump_qemu.plan.notes import check_notes_template
 
     try:
-        for name in ("prune-backups", "notes-template", "job-id"):
+        for name in ("prune-backups", "fleecing", "performance", "notes-template", "job-id"):
             if name in given:
                 check_option(name, given[name])
         name = "notes-template"
         check_notes_template(given.get(name, ""))
     except ConfigError as error:
-        raise click.UsageError(f"{name}: {error}") from error
+        raise WrongUse(f"{name}: {error}", hint=error.hint) from error
+    try:
+        check_batch_texts(given)
+    except ConfigError as error:
+        raise WrongUse(str(error), hint=error.hint) from error
 
 
 def _read_socket_request(vmids: tuple[str, ...], given: dict[str, Any]) -> Request:
     from vzdump_qemu.node.socket_node import SocketVmOptions
 
-    _check_texts(given)
     if vmids:
         raise click.UsageError("qmp: one VM, known by its socket; --vmid gives it a number")
     for name in _NODE_NAMES:
         if name in given:
             raise click.UsageError(f"{name}: option conflicts with option 'qmp'")
+    _check_texts(given)
     excluded = (word for text in given.get("exclude-disk", ()) for word in text.split(","))
     return Request(
         root="/",

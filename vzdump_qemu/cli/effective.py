@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from vzdump_qemu.cli.vzdump_arguments import NOT_YET, OptionSpec, find_option
+from vzdump_qemu.cli.vzdump_arguments import OptionSpec, find_option
 from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.events import BackupMode
 from vzdump_qemu.formats.property_string import (
@@ -27,6 +27,7 @@ from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.plan.compression import choose_compressor
 from vzdump_qemu.plan.options import (
     BackupOptions,
+    BatchOptions,
     DataPathChoice,
     FleecingOptions,
     TargetOptions,
@@ -38,7 +39,7 @@ SERVER_NAMES = frozenset(("repository", "ns", "keyfile", "master-pubkey-file", "
 """Options that say which backup server is meant."""
 
 # Which VMs are meant is said by each command line anew.
-_SELECTION_NAMES = frozenset(("all", "exclude", "pool", "node"))
+_SELECTION_NAMES = frozenset(("all", "exclude", "pool", "node", "stop"))
 _SECONDS_PER_MINUTE = 60
 _MAX_WORKERS_MAX = 256
 _MAX_WORKERS_DEFAULT = 16
@@ -67,8 +68,6 @@ def read_file_options(text: str) -> FileOptions:
         spec = find_option(name)
         if spec is not None and not spec.own:
             values[name] = _convert(spec, value, warnings)
-        elif name in NOT_YET:
-            warnings.append(f"ignoring '{name}' of '{CONF_PATH}' - not supported by this version")
     values = {name: value for name, value in values.items() if value is not None}
     return FileOptions(values=values, warnings=tuple(warnings))
 
@@ -109,6 +108,7 @@ def make_backup_options(
     command_line: str,
     cpu_count: int,
     server: PbsTarget | None = None,
+    batch: BatchOptions | None = None,
 ) -> BackupOptions:
     """Turn joined options into those of the engine.
 
@@ -116,6 +116,7 @@ def make_backup_options(
         root: prefix of the node, ``/`` for this host.
         cpu_count: what thread counts are derived from.
         server: that the command line named, or the environment where it counts.
+        batch: what was said of the job as a whole.
     Raises:
         ConfigError: options that contradict each other.
     """
@@ -140,6 +141,7 @@ def make_backup_options(
         fleecing=_parse_fleecing(
             merged.get("fleecing", ""), limit_bytes=merged.get("fleecing-limit", 0) * MIB
         ),
+        batch=batch or BatchOptions(),
         data_path=DataPathChoice(merged.get("data-path", "auto")),
         command_line=command_line,
         log_directory=f"{root.rstrip('/')}{LOG_DIRECTORY}",

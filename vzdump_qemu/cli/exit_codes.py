@@ -13,22 +13,35 @@ import click
 from vzdump_qemu import errors
 from vzdump_qemu.errors import BackupError
 
-_HEAD = """# Exit codes
+BACKUP_EXIT_CODES = (
+    (0, "every VM was backed up; warnings are told in the last line, `TASK WARNINGS: n`"),
+    (0, "the job of `--job` is not enabled, or another node's: nothing was done"),
+    (2, "the command line was wrong; nothing was done"),
+    (10, "the job of `--job` does not exist, or cannot be run as it is written; nothing was done"),
+    (
+        255,
+        "at least one VM was not backed up, or the job was interrupted (`TASK ERROR: …`)",
+    ),
+)
+"""What a backup ends with, as vzdump does."""
+
+_HEAD = (
+    """# Exit codes
 
 A backup (`vzdump-qemu VMID…`) ends as `vzdump` does:
 
 | code | meaning |
 |---|---|
-| 0 | every VM was backed up; warnings are told in the last line, `TASK WARNINGS: n` |
-| 2 | the command line was wrong; nothing was done |
-| 255 | at least one VM was not backed up, or the job was interrupted (`TASK ERROR: …`) |
-
+"""
+    + "".join(f"| {code} | {text} |\n" for code, text in BACKUP_EXIT_CODES)
+    + """
 Every other verb ends with 0, with 2 for a wrong command line, or with the code of its error.
 "Again" says whether the same act may succeed when it is simply tried once more.
 
 | code | error | meaning | again |
 |---|---|---|---|
 """
+)
 
 
 def error_classes() -> tuple[type[BackupError], ...]:

@@ -21,8 +21,6 @@ from vzdump_qemu.plan.hook_script import check_hook_script
 from vzdump_qemu.plan.options import BackupOptions, HookOptions, KeepOptions
 from vzdump_qemu.plan.retention_rule import (
     NO_PROTECTED_LIMIT,
-    RetentionRule,
-    RetentionSettings,
     RetentionSource,
     resolve_retention,
 )
@@ -81,32 +79,9 @@ def make_keep_options(
         notes_template=merged.get("notes-template", ""),
         cluster_name=_read_cluster_name(layout),
     )
-    if options.target.pbs is not None or (section is not None and section.type == "pbs"):
-        keep, dropped = _keep_only_given(keep, given)
-    else:
-        dropped = () if storage_id else _without_storage(given)
+    has_marks = storage_id or options.target.pbs is not None
+    dropped = () if has_marks else _without_storage(given)
     return KeepSettings(keep=keep, warnings=(*settings.warnings, *dropped))
-
-
-def _keep_only_given(
-    keep: KeepOptions, given: Mapping[str, Any]
-) -> tuple[KeepOptions, tuple[str, ...]]:
-    """At a backup server: what this command line asks for is refused later, the rest left out."""
-    text = "not supported with a Proxmox Backup Server"
-    warnings = []
-    retention, protected, template = keep.retention, keep.protected, keep.notes_template
-    if "prune-backups" not in given and "maxfiles" not in given:
-        if retention.remove:
-            warnings.append(f"ignoring configured 'prune-backups' - {text}")
-        retention = RetentionSettings(rule=RetentionRule(), remove=False)
-    if protected and "protected" not in given:
-        warnings.append(f"ignoring configured 'protected' - {text}")
-        protected = False
-    if template and "notes-template" not in given:
-        warnings.append(f"ignoring configured 'notes-template' - {text}")
-        template = ""
-    kept = KeepOptions(retention=retention, protected=protected, notes_template=template)
-    return kept, tuple(warnings)
 
 
 def _without_storage(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -147,7 +122,7 @@ def read_retention_source(
 def _find_section(layout: NodeLayout, storage_id: str) -> StorageSection | None:
     """None if there is no such storage, which is told when it is activated."""
     raw = read_if_present(layout.storage_config)
-    return parse_storage_config(raw).sections.get(storage_id)
+    return parse_storage_config(raw).find(storage_id)
 
 
 def _protected_max(section: StorageSection | None) -> int:

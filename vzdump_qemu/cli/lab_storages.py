@@ -6,26 +6,24 @@ host behaviour, sections 5.1 and 5.4.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from vzdump_qemu.errors import StorageError
-from vzdump_qemu.formats.storage_config import LOCAL_ID, StorageSection, parse_storage_config
+from vzdump_qemu.formats.storage_config import FILE_TYPES, parse_storage_config
+from vzdump_qemu.formats.storage_volumes import content_directory
 from vzdump_qemu.node.folder_node import find_layout
-from vzdump_qemu.node.layout import NodeLayout
-
-_DEFAULT_SUBDIRECTORIES = {"images": "images", "backup": "dump"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryStorage:
-    """One storage of type ``dir``; the directories need not exist yet.
+    """One storage of files; the directories need not exist yet.
 
     Attributes:
         content: what it may hold, e.g. ``images`` and ``backup``.
     """
 
     storage_id: str
+    type: str
     content: frozenset[str]
     images_directory: str
     dump_directory: str
@@ -47,21 +45,28 @@ def read_directory_storages(root: str) -> tuple[DirectoryStorage, ...]:
             f"unable to read '{layout.storage_config}' - {error.strerror}"
         ) from error
     sections = parse_storage_config(raw).sections.values()
+    local_path = layout.default_storage_path
     return tuple(
         DirectoryStorage(
             storage_id=section.storage_id,
+            type=section.type,
             content=section.content,
-            images_directory=_subdirectory(layout, section, "images"),
-            dump_directory=_subdirectory(layout, section, "backup"),
+            images_directory=content_directory(section, "images", local_path),
+            dump_directory=content_directory(section, "backup", local_path),
         )
         for section in sections
-        if section.type == "dir" and not section.disabled
+        if section.type in FILE_TYPES and not section.disabled
     )
 
 
 def require_image_storage(root: str, storage_id: str) -> DirectoryStorage:
     """The storage of that id, if it may hold disks. Raises StorageError."""
-    storages = {storage.storage_id: storage for storage in read_directory_storages(root)}
+    # Where others are mounted, and whether they are, is not looked at here.
+    storages = {
+        storage.storage_id: storage
+        for storage in read_directory_storages(root)
+        if storage.type == "dir"
+    }
     if storage_id not in storages:
         raise StorageError(
             f"storage '{storage_id}' does not exist",
@@ -70,14 +75,3 @@ def require_image_storage(root: str, storage_id: str) -> DirectoryStorage:
     if "images" not in storages[storage_id].content:
         raise StorageError(f"storage '{storage_id}' does not hold disks - wrong content type")
     return storages[storage_id]
-
-
-def _subdirectory(layout: NodeLayout, section: StorageSection, content: str) -> str:
-    base = section.options["path"]
-    if section.storage_id == LOCAL_ID:
-        base = layout.default_storage_path
-    for entry in section.options.get("content-dirs", "").split(","):
-        name, equals, relative = entry.partition("=")
-        if equals and name.strip() == content:
-            return os.path.join(base, relative.strip().lstrip("/"))
-    return os.path.join(base, _DEFAULT_SUBDIRECTORIES[content])

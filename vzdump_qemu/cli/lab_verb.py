@@ -133,7 +133,9 @@ def status_command(root: str, vmid: int | None, *, as_json: bool) -> None:
 def _print_status(root: str, vmid: int | None = None, *, as_json: bool) -> None:
     found = [status for status in asyncio.run(lab.read_status(root)) if vmid in (None, status.vmid)]
     if vmid is not None and not found:
-        raise VmNotFound(f"VM {vmid} is not in lab '{root}'")
+        raise VmNotFound(
+            f"VM {vmid} is not in lab '{root}'", hint=f"'vzdump-qemu lab status {root}' shows all"
+        )
     if as_json:
         print_json([dataclasses.asdict(status) for status in found])
         return

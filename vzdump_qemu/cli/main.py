@@ -7,6 +7,7 @@ help must be instant. Source: architecture, section 8.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,29 +16,14 @@ from typing import NoReturn
 
 import click
 
+from vzdump_qemu.cli.verbs import COMPLETION_VARIABLE, DEFAULT_VERB, PROGRAM, USAGES, VERBS
 from vzdump_qemu.cli.vzdump_arguments import OPTIONS
 from vzdump_qemu.errors import BackupError, InternalError, Interrupted
 
-PROGRAM = "vzdump-qemu"
-
-_DEFAULT_VERB = "backup"
-# Verb: module, attribute, help. `backup` is listed as the usage line; `demo` is for `make demo`.
-_VERBS: dict[str, tuple[str, str, str]] = {
-    "backup": ("backup_verb", "backup_command", "Back up VMs (the default verb)."),
-    "list": ("list_verb", "list_command", "List the backups of a lab, directory or server."),
-    "show": ("archive_verbs", "show_command", "Show what a backup holds."),
-    "verify": ("archive_verbs", "verify_command", "Say whether a backup is whole."),
-    "extract": ("archive_verbs", "extract_command", "Write disks and configurations as files."),
-    "restore": ("restore_verb", "restore_command", "Make a VM of a lab from a backup."),
-    "prune": ("prune_verb", "prune_command", "Remove archives by a rule, or show what stays."),
-    "key": ("key_verb", "key_group", "Make and show keys that encrypt backups."),
-    "recover": ("recover_verb", "recover_command", "Put back what killed backups left."),
-    "lab": ("lab_verb", "lab_group", "Make and run a folder laid out like a node."),
-    "demo": ("demo", "demo_command", "Back up, verify, restore and compare in a lab."),
-}
 _HIDDEN_VERBS = ("demo",)
 _GROUP_WORDS = ("--help", "-h", "--version")
 _DEBUG_WORD = "--debug"
+_DENIED_HINT = "it belongs to somebody else: a node and its labs are root's"
 
 EPILOG = """Exit codes of a backup, as vzdump's: 0 every VM was backed up (warnings included), \
 255 anything failed. Other verbs: 0, or the error's own code (docs/exit-codes.md); \
@@ -49,28 +35,27 @@ class VerbGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and _means_backup(args[0]):
-            args = [_DEFAULT_VERB, *args]
+            args = [DEFAULT_VERB, *args]
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [verb for verb in _VERBS if verb not in _HIDDEN_VERBS]
+        return [verb for verb in VERBS if verb not in _HIDDEN_VERBS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _VERBS:
+        if cmd_name not in VERBS:
             return None
-        module, attribute, _ = _VERBS[cmd_name]
+        module, attribute, _ = VERBS[cmd_name]
         command = getattr(import_module(f"vzdump_qemu.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(PROGRAM, "[--root DIR] VMID... [OPTIONS]")
-        formatter.write_usage(PROGRAM, "--qmp SOCK --dumpdir DIR [OPTIONS]", prefix="       ")
-        formatter.write_usage(PROGRAM, "VERB [OPTIONS] [ARGUMENTS]", prefix="       ")
+        for number, usage in enumerate(USAGES):
+            formatter.write_usage(PROGRAM, usage, prefix="       " if number else None)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs (VERB --help tells more)"):
-            formatter.write_dl([(verb, _VERBS[verb][2]) for verb in self.list_commands(ctx)])
+            formatter.write_dl([(verb, VERBS[verb][2]) for verb in self.list_commands(ctx)])
         write_option_sections(formatter)
         with formatter.section("Everywhere"):
             formatter.write_dl(
@@ -119,6 +104,8 @@ def command_line() -> None:
 
 def run(arguments: Sequence[str], *, command: click.Command = command_line) -> int:
     """Run one command line and return the exit code; whatever happens is told on stderr."""
+    if COMPLETION_VARIABLE in os.environ and isinstance(command, click.Group):
+        return _complete(command)
     words = [word for word in arguments if word != _DEBUG_WORD]
     debug = len(words) != len(arguments)
     if not debug:
@@ -127,8 +114,14 @@ def run(arguments: Sequence[str], *, command: click.Command = command_line) -> i
         outcome = command.main(args=words, prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        from vzdump_qemu.cli.usage_errors import explain
+
+        text, hint = explain(error, program=PROGRAM, vzdump_verb=DEFAULT_VERB)
+        click.echo(f"{text}\nhint: {hint}", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _tell(Interrupted())
@@ -149,6 +142,17 @@ def run(arguments: Sequence[str], *, command: click.Command = command_line) -> i
             )
         )
     return _flush_output(outcome if isinstance(outcome, int) else 0)
+
+
+def _complete(group: click.Group) -> int:
+    """Answer a shell that asks what may follow; whoever only pressed a key hears of no error."""
+    from vzdump_qemu.cli.completion_shells import answer
+
+    try:
+        click.echo(answer(group, os.environ[COMPLETION_VARIABLE]), nl=False)
+    except Exception:
+        return InternalError.exit_code
+    return 0
 
 
 def _quiet_libraries() -> None:
@@ -174,8 +178,9 @@ def _flush_output(code: int) -> int:
 
 def _tell(error: BackupError) -> int:
     click.echo(f"ERROR: {error}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+    hint = error.hint or (_DENIED_HINT if os.strerror(errno.EACCES) in str(error) else "")
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
     return error.exit_code
 
 

@@ -124,7 +124,7 @@ def storage_target(root: str, storage_id: str, words: ServerWords) -> PbsTarget:
         secret_directory=layout.secret_directory,
         node_name=layout.node_name,
     )
-    target = sections.backup_server(storage_id)
+    target = sections.backup_server(storage_id, for_reading=True)
     if target is None:
         raise ConfigError(
             f"storage '{storage_id}' is no backup server",

@@ -15,12 +15,19 @@ from typing import Any
 from vzdump_qemu.events import Event
 
 
-def render_json_line(event: Event, *, wall_s: float) -> str:
-    """Render one event; `wall_s` is when it was heard, seconds since the epoch."""
+def render_json_line(event: Event, *, wall_s: float, vmid: int | None = None) -> str:
+    """Render one event.
+
+    Args:
+        wall_s: when it was heard, seconds since the epoch.
+        vmid: whose run said it; None for the job.
+    """
     moment = datetime.fromtimestamp(wall_s, UTC)
     time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     fields = {name: _plain(value) for name, value in _fields(event).items()}
-    return json.dumps({"event": type(event).__name__, "time": time, **fields}, ensure_ascii=False)
+    whose = {} if vmid is None else {"vmid": vmid}
+    named = {"event": type(event).__name__, "time": time, **whose, **fields}
+    return json.dumps(named, ensure_ascii=False)
 
 
 def _fields(value: Any) -> dict[str, Any]:

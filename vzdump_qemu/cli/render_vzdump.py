@@ -161,6 +161,9 @@ def _render_removal(event: events.FleecingRemoving) -> tuple[LogLine, ...]:
 _JOB_LINES: LineTable = {
     events.JobStarted: lambda e: info(f"starting new backup job: {e.command_line}"),
     events.JobEnded: _render_job_end,
+    events.ExternalVmsSkipped: lambda e: info(
+        f"skip external VMs: {', '.join(str(vmid) for vmid in e.vmids)}"
+    ),
     events.GlobalLockAwaited: lambda _: info("trying to get global lock - waiting..."),
     events.GlobalLockTaken: lambda _: info("got global lock"),
     events.StatusSeen: lambda e: info(f"status = {'running' if e.running else 'stopped'}"),
@@ -173,6 +176,7 @@ _JOB_LINES: LineTable = {
     events.OptionIgnored: lambda e: info(
         f"option '{e.name}' is for containers and has no effect on VMs"
     ),
+    events.NotificationFailed: lambda e: error(f"could not notify via {e.name} - {e.text}"),
     events.RecoveryNotNeeded: lambda e: info(f"a backup of VM {e.vmid} is running"),
 }
 
@@ -259,6 +263,8 @@ _KEEPING_LINES: LineTable = {
     events.BackupRemovalFailed: lambda e: error(
         f"error when removing backup '{e.name}' - {e.text}"
     ),
+    events.ServerPruning: lambda e: info(f"running 'proxmox-backup-client prune' for '{e.group}'"),
+    events.ServerPruneFailed: lambda e: error(f"prune '{e.group}': {e.text}"),
     events.PruneEnded: lambda e: info(
         f"pruned {e.removed_count} backup(s)"
         + " not covered by keep-retention policy" * (e.removed_count > 0)

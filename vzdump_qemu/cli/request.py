@@ -19,6 +19,7 @@ class Request:
         given: options by name, in the order they were given.
         named_vmids: those of the command line; empty with `all_vms` and with a pool.
         pool: the VMs of this resource pool are meant, or empty.
+        warnings: what was found wrong so far, and is ignored.
         sockets: the one VM that is meant, known by its sockets; None for VMs of a node.
     """
 
@@ -29,3 +30,4 @@ class Request:
     excluded_vmids: tuple[int, ...]
     sockets: SocketVmOptions | None = None
     pool: str = ""
+    warnings: tuple[str, ...] = ()

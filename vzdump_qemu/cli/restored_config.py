@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vzdump_qemu.errors import VmaError
+from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.units import render_config_size
 
 _MAP_LINE = re.compile(r"#qmdump#map:(\S+):(\S+):(\S*):(\S*):")
@@ -55,7 +55,7 @@ def _lines(text: str) -> list[str]:
 def read_map(text: str, device_ids: Iterable[str]) -> tuple[MappedDisk, ...]:
     """The map lines of a stored configuration, each matched by a device of the archive.
 
-    Raises: VmaError if a line has no device, a device no line, or one is named twice.
+    Raises: ConfigError if a line has no device, a device no line, or one is named twice.
     """
     mapped: list[MappedDisk] = []
     for line in _lines(text):
@@ -66,15 +66,15 @@ def read_map(text: str, device_ids: Iterable[str]) -> tuple[MappedDisk, ...]:
             key=match[1], device_id=match[2], storage_id=match[3], format=match[4] or "raw"
         )
         if any(disk.key == other.key or disk.device_id == other.device_id for other in mapped):
-            raise VmaError(f"drive '{disk.key}' is mapped twice in the stored configuration")
+            raise ConfigError(f"drive '{disk.key}' is mapped twice in the stored configuration")
         mapped.append(disk)
     present = set(device_ids)
     for disk in mapped:
         if disk.device_id not in present:
-            raise VmaError(f"archive does not contain data for drive '{disk.key}'")
+            raise ConfigError(f"archive does not contain data for drive '{disk.key}'")
     unmapped = sorted(present - {disk.device_id for disk in mapped})
     if unmapped:
-        raise VmaError(f"found no device mapping information for device '{unmapped[0]}'")
+        raise ConfigError(f"found no device mapping information for device '{unmapped[0]}'")
     return tuple(mapped)
 
 
@@ -86,7 +86,7 @@ def rewrite_config(text: str, volumes: Mapping[str, NewVolume]) -> RestoredConfi
 
     Args:
         volumes: by drive key, for every map line.
-    Raises: VmaError if a volume's drive is not in the configuration.
+    Raises: ConfigError if a volume's drive is not in the configuration.
     """
     kept: list[str] = []
     left_out: list[str] = []
@@ -109,7 +109,7 @@ def rewrite_config(text: str, volumes: Mapping[str, NewVolume]) -> RestoredConfi
             left_out.append(match[1])
     missing = sorted(volumes.keys() - placed)
     if missing:
-        raise VmaError(f"the stored configuration has no drive '{missing[0]}'")
+        raise ConfigError(f"the stored configuration has no drive '{missing[0]}'")
     while kept and not kept[-1].strip():
         kept.pop()
     return RestoredConfig(text="".join(f"{line}\n" for line in kept), left_out_keys=tuple(left_out))

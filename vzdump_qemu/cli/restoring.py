@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from vzdump_qemu.api import open_node
 from vzdump_qemu.cli.lab_storages import DirectoryStorage, require_image_storage
 from vzdump_qemu.cli.restored_config import MappedDisk, NewVolume, read_map, rewrite_config
-from vzdump_qemu.errors import ConfigError, PowerError, TargetError, VmaError, VmNotFound
+from vzdump_qemu.errors import ConfigError, PowerError, TargetError, VmNotFound
 from vzdump_qemu.formats.vm_config import parse_vm_config
 from vzdump_qemu.node.folder_node import find_layout
 from vzdump_qemu.node.layout import NodeLayout
@@ -62,9 +62,10 @@ def restore_vm(
     Args:
         force: an existing VM, if it does not run, is replaced.
     Raises:
-        ConfigError: the VM exists; VmLocked: it is locked; PowerError: it runs.
+        ConfigError: the VM exists, or the backup has no configuration that fits its disks.
+        VmLocked: the VM is locked; PowerError: it runs.
         StorageError, TargetError: a volume cannot be made or written.
-        VmaError, PbsError: the backup is not whole, or has no configuration that fits it.
+        VmaError, PbsError: the backup is not whole.
     """
     layout = find_layout(root)
     storage = require_image_storage(root, storage_id)
@@ -139,7 +140,7 @@ class _RestoreFiles:
         """Check that configuration and disks fit before anything is written."""
         configs = {config.name: config.data for config in contents.configs}
         if CONFIG_NAME not in configs:
-            raise VmaError(f"archive contains no file '{CONFIG_NAME}'")
+            raise ConfigError(f"archive contains no file '{CONFIG_NAME}'")
         # surrogateescape: what is not UTF-8 goes back to the file as the bytes it was.
         self._config_text = configs[CONFIG_NAME].decode("utf-8", "surrogateescape")
         self._firewall = configs.get(contents.firewall_name)

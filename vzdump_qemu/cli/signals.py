@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop: the first cancels it in order, later ones change nothing.
+"""Signals that ask a job to stop: the first cancels it in order, later ones hurry that.
 
 Owns the handlers while a job runs. SIGPIPE stays ignored, or a QEMU that dies while we write to
 its socket would end the whole job; a reader of our own output that goes away reaches
@@ -16,17 +16,24 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 
 class Interruption:
-    """Cancels one task, once."""
+    """Cancels one task.
+
+    What the task did is undone to its end however often it is cancelled; but what cannot be undone
+    at once is then no longer tried again and again: it stays in the journal, for the guardian.
+    """
 
     def __init__(self, task: asyncio.Task[object]) -> None:
         self._task = task
-        self._requested = False
+        self._is_closed = False
 
     def request(self) -> None:
-        """Cancel the task; while it undoes what it did, further requests are ignored."""
-        if not self._requested:
-            self._requested = True
+        """Cancel the task, or hurry it if it was cancelled before."""
+        if not self._is_closed:
             self._task.cancel()
+
+    def close(self) -> None:
+        """The task has ended what could be cancelled: later requests change nothing."""
+        self._is_closed = True
 
 
 @contextmanager

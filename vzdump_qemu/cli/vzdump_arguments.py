@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vzdump_qemu.cli.usage_errors import WrongUse
+
 _TRUE_WORDS = frozenset(("1", "on", "yes", "true"))
 _FALSE_WORDS = frozenset(("0", "off", "no", "false"))
 _OPTION = re.compile(r"--?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?:=(.*))?", re.DOTALL)
@@ -67,7 +69,7 @@ class OptionSpec:
         return self.name.replace("-", "_")
 
 
-_WHAT, _SOCKETS, _WHERE, _SERVER, _HOW, _KEEP, _LIMITS, _SHOW, _CONTAINERS = (
+_WHAT, _SOCKETS, _WHERE, _SERVER, _HOW, _KEEP, _LIMITS, _TOLD, _SHOW, _CONTAINERS = (
     "What to back up",
     "A VM of any QEMU, known only by its sockets (instead of VMIDs)",
     "Where the archive goes",
@@ -75,20 +77,25 @@ _WHAT, _SOCKETS, _WHERE, _SERVER, _HOW, _KEEP, _LIMITS, _SHOW, _CONTAINERS = (
     "How",
     "What becomes of backups",
     "Limits",
+    "Who is told how it ended (docs/notification.md)",
     "What to show",
     "Of containers alone: accepted, without effect",
 )
 _BOOLEAN = VzdumpBoolean()
 _COUNT = click.IntRange(min=0)
-_OWN_NAMES = ("root", "log-style", "output", "data-path", "fleecing-limit", "script-timeout")
-_LIST_NAMES = ("exclude", "exclude-disk", "exclude-path")
+_PARALLEL_MAX = 1000
+_OWN_NAMES = ("root", "job", "log-style", "output", "data-path", "fleecing-limit", "script-timeout")
+_BATCH_OWN_NAMES = ("max-parallel", "storage-limit", "deadline", "results")
+_TOLD_OWN_NAMES = ("notify", "metrics", "report")
+_ALL_OWN_NAMES = (*_OWN_NAMES, *_BATCH_OWN_NAMES, *_TOLD_OWN_NAMES)
+_LIST_NAMES = ("exclude", "exclude-disk", "exclude-path", "mailto", "notify", "storage-limit")
 
 
 def _spec(
     section: str, name: str, kind: click.ParamType[Any], metavar: str, text: str
 ) -> OptionSpec:
     is_list = name in _LIST_NAMES
-    own = section in (_SOCKETS, _SERVER) or name in _OWN_NAMES
+    own = section in (_SOCKETS, _SERVER) or name in _ALL_OWN_NAMES
     return OptionSpec(
         name=name,
         section=section,
@@ -108,10 +115,12 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "DIR",
         "the node: / for this host, or the folder of a lab.  [default: /]",
     ),
-    _spec(_WHAT, "all", _BOOLEAN, "BOOL", "every VM of the node."),
-    _spec(_WHAT, "exclude", click.STRING, "VMIDS", "all but these; implies --all."),
-    _spec(_WHAT, "pool", click.STRING, "POOL", "the VMs of this resource pool."),
-    _spec(_WHAT, "node", click.STRING, "NODE", "do nothing unless this is the node."),
+    _spec(_WHAT, "all", _BOOLEAN, "BOOL", "back up every VM of the node."),
+    _spec(_WHAT, "exclude", click.STRING, "VMIDS", "back up all VMs but these; implies --all."),
+    _spec(_WHAT, "pool", click.STRING, "POOL", "back up the VMs of this resource pool."),
+    _spec(_WHAT, "node", click.STRING, "NODE", "do nothing unless this host is that node."),
+    _spec(_WHAT, "stop", _BOOLEAN, "BOOL", "end the job that runs on this node, first."),
+    _spec(_WHAT, "job", click.STRING, "ID", "do what this job of jobs.cfg says (docs/service.md)."),
     _spec(_SOCKETS, "qmp", click.STRING, "SOCK", "its monitor: -qmp unix:SOCK,server=on,wait=off."),
     _spec(_SOCKETS, "agent", click.STRING, "SOCK", "its guest agent, for consistent file systems."),
     _spec(_SOCKETS, "name", click.STRING, "NAME", "the name or UUID that the VM must have."),
@@ -122,25 +131,37 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "ID",
         "the number its archives bear.  [default: made from SOCK]",
     ),
-    _spec(_SOCKETS, "exclude-disk", click.STRING, "DISKS", "leave out: drive, device or node ids."),
+    _spec(
+        _SOCKETS,
+        "exclude-disk",
+        click.STRING,
+        "DISKS",
+        "leave these out: ids of drives, devices or nodes.",
+    ),
     _spec(
         _SOCKETS,
         "fleecing-dir",
         click.Path(exists=True, file_okay=False),
         "DIR",
-        "for scratch images.  [default: DIR of --dumpdir, else of --state-dir]",
+        "directory of scratch images.  [default: DIR of --dumpdir, else of --state-dir]",
     ),
     _spec(
         _SOCKETS,
         "state-dir",
         click.STRING,
         "DIR",
-        "for journals and logs.  [default: /var/lib/vzdump-qemu, else ~/.local/state]",
+        "directory of journals and logs.  [default: /var/lib/vzdump-qemu, else ~/.local/state]",
     ),
     _spec(_WHERE, "storage", click.STRING, "ID", "a storage of the node.  [default: local]"),
     _spec(_WHERE, "dumpdir", click.STRING, "DIR", "a directory instead of a storage."),
-    _spec(_WHERE, "stdout", _BOOLEAN, "BOOL", "standard output; one VM only."),
-    _spec(_WHERE, "tmpdir", click.STRING, "DIR", "for the run's own files."),
+    _spec(_WHERE, "stdout", _BOOLEAN, "BOOL", "write to standard output; one VM only."),
+    _spec(
+        _WHERE,
+        "tmpdir",
+        click.STRING,
+        "DIR",
+        "directory of the run's own files.  [default: beside the archive]",
+    ),
     _spec(
         _SERVER,
         "repository",
@@ -176,16 +197,22 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "compress",
         click.Choice(["0", "1", "gzip", "lzo", "zstd"]),
         "KIND",
-        "0, 1 (lzo), gzip, lzo or zstd.  [default: 0]",
+        "0 (none), 1 (lzo), gzip, lzo or zstd.  [default: 0]",
     ),
-    _spec(_HOW, "zstd", _COUNT, "N", "zstd threads; 0: half the CPUs.  [default: 1]"),
-    _spec(_HOW, "pigz", _COUNT, "N", "pigz instead of gzip; 1: half the CPUs, N: N threads."),
+    _spec(_HOW, "zstd", _COUNT, "N", "threads of zstd; 0: half the CPUs.  [default: 1]"),
+    _spec(
+        _HOW,
+        "pigz",
+        _COUNT,
+        "N",
+        "pigz instead of gzip; 1: half the CPUs, N: N threads.  [default: 0]",
+    ),
     _spec(
         _HOW,
         "fleecing",
         click.STRING,
         "SPEC",
-        "[enabled=]BOOL[,storage=ID]: scratch images take the guest's writes.",
+        "[enabled=]BOOL[,storage=ID]: scratch images take the guest's writes.  [default: 0]",
     ),
     _spec(_HOW, "performance", click.STRING, "SPEC", "max-workers=1..256.  [default: 16]"),
     _spec(
@@ -194,61 +221,138 @@ OPTIONS: tuple[OptionSpec, ...] = (
         click.Choice(["auto", "native", "pull", "offline", "external"]),
         "WAY",
         "auto, native (QEMU's own job), pull (any QEMU), offline (a VM that is off) or external "
-        "(`vma create`, templates).",
+        "(`vma create`, templates).  [default: auto]",
     ),
     _spec(
         _HOW,
         "script",
         click.STRING,
         "PATH",
-        "called before, between and after (docs/hook-scripts.md).",
+        "hook script, called before, between and after (docs/hook-scripts.md).",
     ),
     _spec(
         _KEEP,
         "prune-backups",
         click.STRING,
         "RULE",
-        "keep-last=N,keep-daily=N,...: older ones go after a new one is proved.",
+        "keep-last=N,keep-daily=N,...: what else there is goes after a new one is proved.  "
+        "[default: the storage's own, else keep-all=1]",
     ),
     _spec(
-        _KEEP, "remove", _BOOLEAN, "BOOL", "remove by that rule, else it is a limit.  [default: 1]"
+        _KEEP,
+        "remove",
+        _BOOLEAN,
+        "BOOL",
+        "1: remove what the rule does not keep; 0: let it be a limit.  [default: 1]",
     ),
-    _spec(_KEEP, "maxfiles", click.IntRange(min=1), "N", "as keep-last=N (of older versions)."),
-    _spec(_KEEP, "protected", _BOOLEAN, "BOOL", "protect the new one from removal (storages)."),
+    _spec(
+        _KEEP,
+        "maxfiles",
+        click.IntRange(min=1),
+        "N",
+        "the same as keep-last=N, as older versions had it.",
+    ),
+    _spec(
+        _KEEP, "protected", _BOOLEAN, "BOOL", "protect the new backup from removal (storages only)."
+    ),
     _spec(
         _KEEP,
         "notes-template",
         click.STRING,
         "TEXT",
-        "with {{guestname}}, {{vmid}}, {{node}}, {{cluster}} (storages).",
+        "notes of the new backup, with {{guestname}}, {{vmid}}, {{node}}, {{cluster}} "
+        "(storages only).",
     ),
-    _spec(_KEEP, "job-id", click.STRING, "ID", "of the job that this belongs to."),
-    _spec(_LIMITS, "bwlimit", _COUNT, "KIB/S", "read limit; 0: none."),
-    _spec(_LIMITS, "fleecing-limit", _COUNT, "MIB", "of one scratch image in a file; 0: none."),
-    _spec(_LIMITS, "ionice", click.IntRange(0, 8), "N", "I/O priority 0-8.  [default: 7]"),
-    _spec(_LIMITS, "lockwait", _COUNT, "MIN", "for another job's end.  [default: 180]"),
-    _spec(_LIMITS, "stopwait", _COUNT, "MIN", "for the guest's shutdown.  [default: 10]"),
+    _spec(
+        _KEEP, "job-id", click.STRING, "ID", "the job that this belongs to, for the notification."
+    ),
+    _spec(
+        _LIMITS,
+        "max-parallel",
+        click.IntRange(1, _PARALLEL_MAX),
+        "N",
+        "so many VMs at the same time (docs/batches.md).  [default: 1]",
+    ),
+    _spec(
+        _LIMITS,
+        "storage-limit",
+        click.STRING,
+        "[ID=]N",
+        "so many VMs at the same time that touch a storage; may be repeated.",
+    ),
+    _spec(
+        _LIMITS,
+        "deadline",
+        click.STRING,
+        "WHEN",
+        "as 6h or 06:00: no VM is begun later; those that are go on.",
+    ),
+    _spec(_LIMITS, "bwlimit", _COUNT, "KIB/S", "read limit of each VM; 0: none.  [default: 0]"),
+    _spec(
+        _LIMITS,
+        "fleecing-limit",
+        _COUNT,
+        "MIB",
+        "limit of one scratch image in a file; 0: none.  [default: 0]",
+    ),
+    _spec(
+        _LIMITS,
+        "ionice",
+        click.IntRange(0, 8),
+        "N",
+        "I/O priority, 0 (high) to 7 (low); 8: idle.  [default: 7]",
+    ),
+    _spec(
+        _LIMITS, "lockwait", _COUNT, "MIN", "minutes to wait for another job's end.  [default: 180]"
+    ),
+    _spec(
+        _LIMITS,
+        "stopwait",
+        _COUNT,
+        "MIN",
+        "minutes to wait for the guest's shutdown.  [default: 10]",
+    ),
     _spec(
         _LIMITS,
         "script-timeout",
         _COUNT,
         "MIN",
-        "for one call of --script; 0: none.  [default: 60]",
+        "minutes for one call of --script; 0: no limit.  [default: 60]",
     ),
+    _spec(_TOLD, "mailto", click.STRING, "WHOM", "mail addresses or user names; may be repeated."),
+    _spec(
+        _TOLD,
+        "mailnotification",
+        click.Choice(["always", "failure"]),
+        "WHEN",
+        "always, or failure: no mail of a job that went well.  [default: always]",
+    ),
+    _spec(
+        _TOLD,
+        "notification-mode",
+        click.Choice(["auto", "legacy-sendmail", "notification-system"]),
+        "MODE",
+        "auto (mail if --mailto names somebody), legacy-sendmail or notification-system.  "
+        "[default: auto]",
+    ),
+    _spec(_TOLD, "notify", click.STRING, "URL", "a target of apprise, or @FILE with some of them."),
+    _spec(_TOLD, "metrics", click.STRING, "FILE", "figures for Prometheus' node exporter (.prom)."),
+    _spec(_TOLD, "results", click.STRING, "FILE", "how every VM went, as JSON."),
     _spec(_SHOW, "quiet", _BOOLEAN, "BOOL", "show nothing; logs are written all the same."),
     _spec(
         _SHOW,
         "output",
         click.Choice(["auto", "log", "json"]),
         "KIND",
-        "auto (live on a terminal), log, or json: an event per line on stdout.",
+        "auto (live on a terminal), log, or json: an event per line on stdout.  [default: auto]",
     ),
+    _spec(_SHOW, "report", click.STRING, "FILE", "a page on how it went (docs/reports.md)."),
     _spec(
         _SHOW,
         "log-style",
         click.Choice(["today", "2020"]),
         "STYLE",
-        "wording of the log: today's vzdump, or that of 2020.",
+        "wording of the log: today's vzdump, or that of 2020.  [default: today]",
     ),
     _spec(_CONTAINERS, "exclude-path", click.STRING, "PATH", "files to leave out."),
     _spec(_CONTAINERS, "stdexcludes", _BOOLEAN, "BOOL", "leave out temporary files."),
@@ -259,7 +363,7 @@ OPTIONS: tuple[OptionSpec, ...] = (
         "MODE",
         "how changed files are found.",
     ),
-    _spec(_CONTAINERS, "size", click.INT, "MB", "unused for long."),
+    _spec(_CONTAINERS, "size", click.INT, "MB", "has no use any more."),
 )
 
 CONTAINER_NAMES: tuple[str, ...] = tuple(
@@ -267,9 +371,6 @@ CONTAINER_NAMES: tuple[str, ...] = tuple(
 )
 """Options that mean nothing for VMs."""
 
-
-NOT_YET: frozenset[str] = frozenset(("mailnotification", "mailto", "notification-mode", "stop"))
-"""Options that vzdump has and we do not: refused by name rather than ignored."""
 
 _BY_NAME = {spec.name: spec for spec in OPTIONS}
 
@@ -284,8 +385,6 @@ def rewrite_arguments(arguments: Sequence[str]) -> tuple[list[str], tuple[str, .
 
     Every known option comes out as one word ``--name=value``; other words stay as they are, but
     for a single dash that becomes two.
-
-    Raises: click.UsageError for an option that vzdump has and we do not.
     """
     words: list[str] = []
     order: list[str] = []
@@ -301,10 +400,6 @@ def rewrite_arguments(arguments: Sequence[str]) -> tuple[list[str], tuple[str, .
         name, value = match[1], match[2]
         spec = _BY_NAME.get(name)
         if spec is None:
-            if name in NOT_YET:
-                raise click.UsageError(
-                    f"option '--{name}' of vzdump is not supported by this version"
-                )
             words.append(f"--{word.lstrip('-')}")
             continue
         if value is None:
@@ -335,6 +430,8 @@ def parse_vmids(words: Sequence[str]) -> tuple[int, ...]:
         if not word:
             continue
         if not (word.isascii() and word.isdigit()) or len(word) > 9:
-            raise click.UsageError(f"strange VM ID '{word}'")
+            raise WrongUse(
+                f"strange VM ID '{word}'", hint="VMs are named by their numbers, as in 100,101"
+            )
         vmids.add(int(word))
     return tuple(sorted(vmids - {0}))

@@ -15,6 +15,7 @@ from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError, ConfigError, QmpCommandError, StorageError
+from vzdump_qemu.formats.disk_address import is_disk_address, protocol_node
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.ports import Machine, Qmp, VolumeFacts
 
@@ -31,11 +32,16 @@ BLOCK_NODES_SINCE = (10, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDisk:
-    """One disk of this run: its key, its name inside QEMU, and where its bytes are."""
+    """One disk of this run: its key, its name inside QEMU, and where its bytes are.
+
+    Attributes:
+        is_format_guessed: nobody but the disk's own content says that it is of that format.
+    """
 
     key: str
     device_id: str
     facts: VolumeFacts
+    is_format_guessed: bool = False
 
     @property
     def wants_fleecing(self) -> bool:
@@ -43,14 +49,16 @@ class RunDisk:
         return not self.key.startswith(("efidisk", "tpmstate"))
 
 
-def _file_node(facts: VolumeFacts, node_name: str | None = None) -> dict[str, Any]:
-    if facts.path.startswith(("rbd:", "iscsi:", "nbd:")):
-        raise StorageError(
-            f"volume '{facts.volid}' cannot be attached by its address '{facts.path}'",
-            hint="map it to a block device (krbd), or exclude it from this kind of backup",
-        )
-    driver = "host_device" if facts.is_block_device else "file"
-    node: dict[str, Any] = {"driver": driver, "filename": facts.path}
+def file_node(facts: VolumeFacts, node_name: str | None = None) -> dict[str, Any]:
+    """Options of the node that a format node stands on (5.6).
+
+    Raises: ConfigError for an address that such a node cannot be told.
+    """
+    if is_disk_address(facts.path):
+        node = protocol_node(facts.path)
+    else:
+        driver = "host_device" if facts.is_block_device else "file"
+        node = {"driver": driver, "filename": facts.path}
     if node_name is not None:
         node["node-name"] = node_name
     return node
@@ -64,8 +72,8 @@ async def _supports_block_nodes(qmp: Qmp) -> bool:
 async def _attach(qmp: Qmp, name: str, facts: VolumeFacts, options: Mapping[str, Any]) -> None:
     """Add a volume under a name a device list can carry, in the way this QEMU's age asks for."""
     if await _supports_block_nodes(qmp):
-        file_node = _file_node(facts, TPM_FILE_NODE if name == TPM_NODE else None)
-        node = {"driver": facts.format or "raw", "node-name": name, "file": file_node, **options}
+        below = file_node(facts, TPM_FILE_NODE if name == TPM_NODE else None)
+        node = {"driver": facts.format or "raw", "node-name": name, "file": below, **options}
         await qmp.execute("blockdev-add", node, timeout_s=ADD_TIMEOUT_S)
         return
     path = facts.path.replace(",", ",,").replace("\\", "\\\\").replace('"', '\\"')

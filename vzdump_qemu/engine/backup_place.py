@@ -110,6 +110,7 @@ class ArchivePlace:
             final_path=names.final_path,
             temp_path=names.temp_path,
             compressor=options.compressor,
+            vmid=machine.vmid,
         )
 
     @property

@@ -1,6 +1,7 @@
-"""A job: runs in numeric order under the node's global lock, with a summary around them.
+"""A job: its runs under the node's global lock, with a summary around them.
 
-Owns what happens between VMs; a failing VM does not stop the others, a cancelled job does.
+Owns what happens around the runs; the runs themselves, and several at once, are `batch_runs`'.
+A failing VM does not stop the others, a cancelled job does.
 Source: host behaviour, sections 1.3, 1.4 and 1.6.
 """
 
@@ -12,25 +13,25 @@ from contextlib import AsyncExitStack
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.backup_place import DumpDirectory, JobTarget
+from vzdump_qemu.engine.batch_runs import BatchRuns
 from vzdump_qemu.engine.context import BatchResult, EnginePorts, RunResult
 from vzdump_qemu.engine.hooks import Hooks, make_job_hooks
-from vzdump_qemu.engine.keeping import refuse_at_server
-from vzdump_qemu.engine.run import back_up_vm
+from vzdump_qemu.engine.job_target import find_target
 from vzdump_qemu.engine.undo import run_shielded
-from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, StorageError, VmLocked
-from vzdump_qemu.pbs_target import PbsTarget
+from vzdump_qemu.errors import INTERRUPTED_TEXT, BackupError, VmLocked
 from vzdump_qemu.plan.hook_script import HookPhase
 from vzdump_qemu.plan.options import BackupOptions
 
 # One above the best-effort levels 0 to 7: only what nobody else wants.
 IO_PRIORITY_IDLE = 8
-DEFAULT_STORAGE_ID = "local"
 
 
 async def back_up_all(
     ports: EnginePorts, options: BackupOptions, vmids: Sequence[int]
 ) -> BatchResult:
     """Back up these VMs, ascending; errors of single VMs are in the result.
+
+    A VM that was asked for and has no result there was not reached; the job's error tells why.
 
     Raises:
         asyncio.CancelledError: the job was cancelled; everything was undone and told first.
@@ -39,11 +40,12 @@ async def back_up_all(
     error: BackupError | None = None
     try:
         hooks = make_job_hooks(ports, options)
-        await hooks.call(HookPhase.JOB_INIT)
-        target = await _find_target(ports, options)
+        target = await _prepare(ports, options, hooks)
         async with AsyncExitStack() as stack:
-            await _take_global_lock(ports, options.lock_wait_s, stack)
+            await _take_global_lock(ports, _lock_wait_s(ports, options), stack)
             ports.emit(events.JobStarted(command_line=options.command_line))
+            if options.batch.external_vmids:
+                ports.emit(events.ExternalVmsSkipped(vmids=options.batch.external_vmids))
             await _set_io_priority(ports, options.io_priority)
             if isinstance(target, DumpDirectory):
                 hooks.learn(dump_directory=target.path)
@@ -54,9 +56,24 @@ async def back_up_all(
         error = raised
     except asyncio.CancelledError:
         ports.emit(events.JobEnded(failed_vmids=_failed(results), error=INTERRUPTED_TEXT))
+        await run_shielded(ports.notifier.job_ended)
         raise
     ports.emit(events.JobEnded(failed_vmids=_failed(results), error=str(error or "")))
+    await run_shielded(ports.notifier.job_ended)
     return BatchResult(runs=tuple(results), error=error)
+
+
+async def _prepare(ports: EnginePorts, options: BackupOptions, hooks: Hooks) -> JobTarget:
+    """What goes before the lock; of two things that are wrong, both are told."""
+    try:
+        await hooks.call(HookPhase.JOB_INIT)
+    except BackupError as error:
+        try:
+            await find_target(ports, options)
+        except BackupError as second:
+            raise BackupError(f"{error}\n{second}", hint=error.hint) from second
+        raise
+    return await find_target(ports, options)
 
 
 async def _back_up_each(
@@ -71,8 +88,7 @@ async def _back_up_each(
     """Every VM, between the calls of the script that belong to the job; its error, if it failed."""
     try:
         await hooks.call(HookPhase.JOB_START)
-        for vmid in vmids:
-            results.append(await back_up_vm(ports, options, vmid, target=target))
+        await BatchRuns(ports, options, target, results).back_up_each(vmids)
         await hooks.call(HookPhase.JOB_END)
     except BackupError as error:
         try:
@@ -89,6 +105,14 @@ async def _back_up_each(
 
 async def _tell_abort(hooks: Hooks) -> None:
     await hooks.try_call(HookPhase.JOB_ABORT)
+
+
+def _lock_wait_s(ports: EnginePorts, options: BackupOptions) -> float:
+    """How long the lock is waited for: after the deadline it would be of no use."""
+    deadline_s = options.batch.deadline_wall_s
+    if deadline_s is None:
+        return options.lock_wait_s
+    return min(options.lock_wait_s, max(deadline_s - ports.clock.wall_s(), 0.0))
 
 
 async def _take_global_lock(ports: EnginePorts, wait_s: float, stack: AsyncExitStack) -> None:
@@ -123,58 +147,3 @@ async def _set_io_priority(ports: EnginePorts, io_priority: int | None) -> None:
 
 def _failed(results: Sequence[RunResult]) -> tuple[int, ...]:
     return tuple(result.vmid for result in results if result.error is not None)
-
-
-async def _find_target(ports: EnginePorts, options: BackupOptions) -> JobTarget:
-    """Where backups go, shown to be usable before any guest is touched. Raises StorageError."""
-    target = options.target
-    server = await _find_server(ports, options)
-    if server is not None:
-        if target.to_stdout:
-            raise StorageError("unable to pipe backup to stdout")
-        refuse_at_server(options.keep)
-        await _check_server(ports, server)
-        return server
-    if target.to_stdout:
-        return DumpDirectory(path="")
-    if target.dump_directory:
-        directory = target.dump_directory.rstrip("/") or "/"
-        if not await ports.store.exists(directory):
-            raise StorageError(
-                f"dumpdir '{directory}' does not exist",
-                hint="create it, or name a storage with --storage",
-            )
-        return DumpDirectory(path=directory)
-    storage_id = target.storage_id or DEFAULT_STORAGE_ID
-    try:
-        return DumpDirectory(path=await ports.node.storages.backup_directory(storage_id))
-    except BackupError as error:
-        raise _not_activated(storage_id, error) from error
-
-
-async def _find_server(ports: EnginePorts, options: BackupOptions) -> PbsTarget | None:
-    target = options.target
-    if target.pbs is not None:
-        return target.pbs
-    if not target.storage_id and (target.to_stdout or target.dump_directory):
-        return None
-    storage_id = target.storage_id or DEFAULT_STORAGE_ID
-    try:
-        return await ports.node.storages.backup_server(storage_id)
-    except BackupError as error:
-        raise _not_activated(storage_id, error) from error
-
-
-async def _check_server(ports: EnginePorts, server: PbsTarget) -> None:
-    try:
-        await ports.pbs.check(server)
-    except BackupError as error:
-        if server.storage_id:
-            raise _not_activated(server.storage_id, error) from error
-        repository = server.repository.render()
-        text = f"could not use backup server '{repository}': {error}"
-        raise StorageError(text, hint=error.hint) from error
-
-
-def _not_activated(storage_id: str, error: BackupError) -> StorageError:
-    return StorageError(f"could not activate storage '{storage_id}': {error}", hint=error.hint)

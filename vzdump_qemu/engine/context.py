@@ -7,15 +7,16 @@ other engine module takes these as arguments. See architecture, section 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from vzdump_qemu.engine.run_state import GuestLook
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import BackupError
-from vzdump_qemu.events import Consistency, Emit
+from vzdump_qemu.events import Consistency, Emit, EmitOfRun
 from vzdump_qemu.journal_ports import Journals
-from vzdump_qemu.pbs_ports import PbsUploads
+from vzdump_qemu.outlet_ports import NOBODY, JobNotifier
+from vzdump_qemu.pbs_ports import PbsUploads, ReadLog, no_log
 from vzdump_qemu.ports import (
     ArchiveStore,
     Clock,
@@ -33,6 +34,10 @@ class EnginePorts:
 
     Attributes:
         hooks: runs the operator's script; programs inherit no environment from it.
+        emit: takes what the job says, and within a run what that run says.
+        emit_of_run: where a run's events go; None for the same as the job's.
+        read_log: gives the log of a run that was closed, for a backup server.
+        notifier: tells whoever is to know how the job ended.
     """
 
     node: Node
@@ -45,6 +50,13 @@ class EnginePorts:
     clock: Clock
     ids: Ids
     emit: Emit
+    emit_of_run: EmitOfRun | None = None
+    read_log: ReadLog = no_log
+    notifier: JobNotifier = NOBODY
+
+    def of_run(self, vmid: int) -> EnginePorts:
+        """The same for one VM's run, which speaks with a voice of its own."""
+        return replace(self, emit=self.emit_of_run(vmid)) if self.emit_of_run else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +85,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """How a job ended: one result per VM, in the order they were run."""
+    """How a job ended: one result per VM that was reached, in the order they ended."""
 
     runs: tuple[RunResult, ...]
     error: BackupError | None = None

@@ -13,9 +13,9 @@ from vzdump_qemu.engine.attachments import RunDisk
 from vzdump_qemu.engine.context import EnginePorts, ProvedBackup
 from vzdump_qemu.engine.external_program import run_told
 from vzdump_qemu.engine.pbs_backup import PbsSide
-from vzdump_qemu.engine.pbs_published import FinalPbsBackup
+from vzdump_qemu.engine.pbs_published import FinalPbsBackup, tell_if_unpublished
 from vzdump_qemu.engine.undo import UndoStack
-from vzdump_qemu.errors import ConfigError
+from vzdump_qemu.errors import ConfigError, PbsError
 from vzdump_qemu.formats.pbs import BackupRef
 from vzdump_qemu.formats.vma import ConfigBlob
 from vzdump_qemu.pbs_ports import DiskSize
@@ -49,7 +49,7 @@ class ExternalPbsPath:
         program = self._ports.commands.find(PROGRAM)
         if program is not None:
             _refuse_formats(disks)
-            return await self._run_program(program, config_paths, configs, disks)
+            return await self._run_program(program, config_paths, configs, disks, undo=undo)
         if disks:
             raise ConfigError(
                 f"the external data path for a template needs '{PROGRAM}'",
@@ -68,6 +68,8 @@ class ExternalPbsPath:
         config_paths: Sequence[str],
         configs: Sequence[ConfigBlob],
         disks: Sequence[RunDisk],
+        *,
+        undo: UndoStack,
     ) -> ProvedBackup:
         argv = [program, "backup", *self._options()]
         argv += [
@@ -83,16 +85,17 @@ class ExternalPbsPath:
         failure = await run_told(self._ports, argv, environment=environment, clean=target.hide_in)
         if failure is not None:
             raise failure
-        finished = await self._ports.pbs.prove(
-            target,
-            self._backup,
-            [
-                DiskSize(device_id=disk.device_id, size_bytes=disk.facts.size_bytes)
-                for disk in disks
-            ],
-            [config.name for config in configs],
-        )
-        return FinalPbsBackup(self._ports, self._backup, finished)
+        untold = tell_if_unpublished(self._ports, self._backup, undo)
+        sizes = [
+            DiskSize(device_id=disk.device_id, size_bytes=disk.facts.size_bytes) for disk in disks
+        ]
+        names = [config.name for config in configs]
+        try:
+            finished = await self._ports.pbs.prove(target, self._backup, sizes, names)
+        except PbsError:
+            untold.dismiss()
+            raise
+        return FinalPbsBackup(self._ports, self._backup, finished, untold)
 
     def _options(self) -> list[str]:
         target, group = self._target, self._backup.backup_group

@@ -32,7 +32,7 @@ from vzdump_qemu.engine.native_job import (
     OwnJob,
     query_job,
 )
-from vzdump_qemu.engine.pbs_published import FinalPbsBackup
+from vzdump_qemu.engine.pbs_published import FinalPbsBackup, tell_if_unpublished
 from vzdump_qemu.engine.run_state import GuestLook
 from vzdump_qemu.engine.undo import UndoStack
 from vzdump_qemu.errors import (
@@ -170,17 +170,19 @@ class NativePbsPath:
     async def finish(self) -> ProvedBackup:
         """QEMU says that it is done; see what the server says."""
         self._own.ended()
+        assert self._undo is not None
+        untold = tell_if_unpublished(self._ports, self._request.backup, self._undo)
         try:
             finished = await self._prove()
         except PbsError as error:
+            untold.dismiss()
             raise PbsError(
                 f"QEMU is done, but the backup cannot be shown to be whole - {error}",
                 hint=error.hint or "look at the backup at its server, and do not rely on it",
             ) from error
         size_bytes = sum(self._own.disk_sizes.values())
-        return FinalPbsBackup(
-            self._ports, self._request.backup, replace(finished, size_bytes=size_bytes)
-        )
+        finished = replace(finished, size_bytes=size_bytes)
+        return FinalPbsBackup(self._ports, self._request.backup, finished, untold)
 
     def _arguments(self) -> dict[str, Any]:
         target, job = self._request.target, self._job

@@ -1,9 +1,9 @@
 """The offline source: the disks of a VM without a QEMU process.
 
-Owns what is read directly (raw images) and what a storage daemon of ours serves (every other
-format), and that no QEMU has the disks meanwhile. The daemon opens them read-only with QEMU's own
-image locks and ends with us, also if we are killed. Source: architecture, section 4; failure
-modes 35, 93.
+Owns what is read directly (raw images and block devices), what a storage daemon of ours serves
+(every other format, and what only QEMU's drivers reach), and that no QEMU has the disks meanwhile.
+The daemon opens them read-only with QEMU's own image locks and ends with us, also if we are
+killed. Source: architecture, section 4; failure modes 35, 93.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from vzdump_qemu.disk_ports import DiskOrigin
-from vzdump_qemu.engine.attachments import RunDisk
+from vzdump_qemu.engine.attachments import RunDisk, file_node
 from vzdump_qemu.engine.context import EnginePorts
 from vzdump_qemu.engine.run_state import GuestLook, wait_for_silence
 from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.errors import BackupError, ConfigError, DiskReadError, JobError
+from vzdump_qemu.formats.disk_address import is_disk_address, protocol_node
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.pbs_ports import DiskSize
 from vzdump_qemu.ports import Machine
@@ -39,7 +40,7 @@ class OfflineSource:
         self._ports = ports
         self._machine = machine
         self._disks = tuple(disks)
-        self._served = tuple(disk for disk in disks if disk.facts.format != "raw")
+        self._served = tuple(disk for disk in disks if _needs_daemon(disk))
         self._socket_path = f"{machine.private_directory}/{_SOCKET_NAME}"
         self._pid_path = f"{machine.private_directory}/{_PID_NAME}"
         self._daemon: asyncio.Task[tuple[int, Sequence[str]]] | None = None
@@ -47,6 +48,7 @@ class OfflineSource:
 
     async def prepare(self, undo: UndoStack) -> None:
         """Have the daemon running, if there is something for it to serve."""
+        self._refuse_guessed_formats()
         self._refuse_addresses()
         await self._refuse_qemu()
         if not self._served:
@@ -63,6 +65,9 @@ class OfflineSource:
         self._handles.append(undo.push_own("end the storage daemon", self._end_daemon))
         self._daemon = asyncio.ensure_future(self._ports.commands.run(self._command_line()))
         await self._await_daemon()
+        for disk in self._served:
+            if not disk.facts.size_bytes:
+                raise DiskReadError(f"the size of '{disk.facts.path}' cannot be told")
 
     @property
     def disk_sizes(self) -> Sequence[DiskSize]:
@@ -118,13 +123,27 @@ class OfflineSource:
             device_id=disk.device_id, size_bytes=size_bytes, file_path=disk.facts.path
         )
 
-    def _refuse_addresses(self) -> None:
+    def _refuse_guessed_formats(self) -> None:
+        """A guest may have written that header, and with it the name of any file of this host."""
         for disk in self._disks:
-            if not disk.facts.path.startswith("/"):
+            if disk.is_format_guessed:
+                image_format = disk.facts.format
+                raise DiskReadError(
+                    f"disk '{disk.key}' looks like {image_format}, and nothing says that it is",
+                    hint=f"its drive needs format={image_format}, or format=raw if the guest's own "
+                    "data begins like that",
+                )
+
+    def _refuse_addresses(self) -> None:
+        """Before anything is done: no daemon could be told of these."""
+        for disk in self._disks:
+            path = disk.facts.path
+            if is_disk_address(path):
+                protocol_node(path)
+            elif not path.startswith("/"):
                 raise ConfigError(
-                    f"volume '{disk.facts.volid}' cannot be read by its address "
-                    f"'{disk.facts.path}'",
-                    hint="map it to a block device (krbd), or let a QEMU read it: --data-path auto",
+                    f"volume '{disk.facts.volid}' cannot be read by its address '{path}'",
+                    hint="map it to a block device, or start the VM: its QEMU then reads it",
                 )
 
     async def _refuse_qemu(self) -> None:
@@ -140,9 +159,14 @@ class OfflineSource:
     def _command_line(self) -> tuple[str, ...]:
         daemon = self._ports.commands.find(DAEMON)
         if daemon is None:
+            first = self._served[0]
+            what = (
+                "reached over a network"
+                if first.facts.format == "raw"
+                else (f"of format '{first.facts.format}'")
+            )
             raise ConfigError(
-                f"disk '{self._served[0].key}' of format '{self._served[0].facts.format}' needs "
-                f"'{DAEMON}' to be read offline",
+                f"disk '{first.key}' {what} needs '{DAEMON}' to be read offline",
                 hint="install qemu-utils or qemu-system-common, or start the VM",
             )
         argv = [daemon]
@@ -197,15 +221,13 @@ def _size_bytes(disk: RunDisk) -> int:
     return round_up(disk.facts.size_bytes, SECTOR_BYTES)
 
 
+def _needs_daemon(disk: RunDisk) -> bool:
+    return disk.facts.format != "raw" or is_disk_address(disk.facts.path)
+
+
 def _nodes(index: int, disk: RunDisk) -> tuple[dict[str, Any], ...]:
-    driver = "host_device" if disk.facts.is_block_device else "file"
     return (
-        {
-            "driver": driver,
-            "node-name": f"file-{index}",
-            "filename": disk.facts.path,
-            "read-only": True,
-        },
+        {**file_node(disk.facts, f"file-{index}"), "read-only": True},
         {
             "driver": disk.facts.format,
             "node-name": f"disk-{index}",

@@ -7,21 +7,44 @@ from __future__ import annotations
 
 from vzdump_qemu import events
 from vzdump_qemu.engine.context import EnginePorts, PublishedBackup
+from vzdump_qemu.engine.undo import UndoHandle, UndoStack
 from vzdump_qemu.formats.pbs import BackupRef
 from vzdump_qemu.pbs_ports import PbsFinished
 
 
 class FinalPbsBackup:
-    """A backup that another program sent and that was shown to be whole; a `ProvedBackup`."""
+    """A backup that another program sent and that was shown to be whole; a `ProvedBackup`.
 
-    def __init__(self, ports: EnginePorts, backup: BackupRef, finished: PbsFinished) -> None:
+    Args:
+        untold: of `tell_if_unpublished`.
+    """
+
+    def __init__(
+        self, ports: EnginePorts, backup: BackupRef, finished: PbsFinished, untold: UndoHandle
+    ) -> None:
         self._ports = ports
         self._backup = backup
         self._finished = finished
+        self._untold = untold
 
     async def publish(self) -> PublishedBackup:
         """It has its name already: whoever sent it had the server make it final."""
+        self._untold.dismiss()
         return tell_published(self._ports, self._backup, self._finished)
+
+
+def tell_if_unpublished(ports: EnginePorts, backup: BackupRef, undo: UndoStack) -> UndoHandle:
+    """From when another program had a backup made final, until it is told as such.
+
+    A run that ends in between has failed, and its server holds a backup all the same.
+    """
+
+    async def tell() -> None:
+        ports.emit(
+            events.Warned(text=f"backup '{backup.path}' is final at its server all the same")
+        )
+
+    return undo.push_own(f"tell of backup '{backup.path}'", tell)
 
 
 def tell_published(ports: EnginePorts, backup: BackupRef, finished: PbsFinished) -> PublishedBackup:

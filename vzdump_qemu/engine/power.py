@@ -85,7 +85,7 @@ class PowerState:
         self._machine = machine
         self._found = found
         self._halted_ns: int | None = None
-        self._was_halted = False
+        self._was_halted = self._was_shut_down = False
         self._release: UndoHandle | None = None
         self._restore: UndoHandle | None = None
 
@@ -138,13 +138,13 @@ class PowerState:
         )
         self._tell_output(await self._machine.power.shut_down(timeout_s=stop_wait_s))
         self._halted_ns = halted_ns
-        self._was_halted = True
+        self._was_halted = self._was_shut_down = True
 
     async def ensure_qemu(self, undo: UndoStack) -> None:
         """Have a QEMU process to do the work; one started for it has stopped vCPUs."""
         if await self._machine.is_running():
             return
-        if self._found.was_running and self._release is None:
+        if self._found.was_running and not self._was_shut_down:
             # Its operator, or a crash, ended it meanwhile: starting it is not ours to decide.
             raise PowerError(f"VM {self._machine.vmid} not running: QEMU ended meanwhile")
         self._ports.emit(events.QemuStarting())
@@ -206,6 +206,8 @@ class PowerState:
             return False
 
     async def _resume_suspended(self) -> None:
+        if not await self._machine.is_running():
+            return  # ended by another's will, or a crash: there is no guest to resume
         self._ports.emit(events.GuestResuming())
         self._tell_output(await self._machine.power.resume())
         self._tell_downtime()

@@ -41,6 +41,7 @@ from vzdump_qemu.errors import (
     QmpCommandError,
     QmpError,
 )
+from vzdump_qemu.formats.disk_address import is_disk_address
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzdump_qemu.pbs_ports import DiskSize
 from vzdump_qemu.plan.options import FleecingOptions
@@ -281,6 +282,11 @@ class PullSource:
 
     def _refuse_unreadable_files(self) -> None:
         for disk in self._files:
+            if is_disk_address(disk.facts.path):
+                raise JobError(
+                    f"'{disk.key}' lies at '{disk.facts.path}' and cannot be read directly",
+                    hint="map it to a block device (krbd)",
+                )
             if disk.facts.format != "raw":
                 raise JobError(
                     f"'{disk.key}' is of format '{disk.facts.format}' and cannot be read directly",

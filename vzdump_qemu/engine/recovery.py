@@ -42,6 +42,8 @@ GOING_DOWN_PAUSE_S = 1.0
 MONITOR_TIMEOUT_S = 60.0
 # How long and how often the guardian tries what does not succeed.
 PERSISTENCE_S = 2 * 3600.0
+# A guest may be frozen: so long it is looked after at the shortest pause.
+SOON_S = 900.0
 PAUSE_S_MIN = 10.0
 PAUSE_S_MAX = 300.0
 # What has lasted for so many pauses is worth another one of the same length.
@@ -227,7 +229,9 @@ async def recover_persistently(ports: EnginePorts, vmid: int) -> bool:
             return True
         if elapsed_s > PERSISTENCE_S:
             return False
-        await ports.clock.sleep(min(max(PAUSE_S_MIN, elapsed_s / PAUSE_PARTS), PAUSE_S_MAX))
+        is_soon = elapsed_s < SOON_S
+        pause_s = PAUSE_S_MIN if is_soon else min(elapsed_s / PAUSE_PARTS, PAUSE_S_MAX)
+        await ports.clock.sleep(pause_s)
 
 
 async def recover_all(ports: EnginePorts) -> tuple[int, ...]:

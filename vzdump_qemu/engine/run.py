@@ -14,6 +14,7 @@ from vzdump_qemu.engine.archive_step import ArchiveStep
 from vzdump_qemu.engine.attachments import Attachments, RunDisk
 from vzdump_qemu.engine.backup_place import ArchivePlace, BackupPlace, DumpDirectory, JobTarget
 from vzdump_qemu.engine.context import EnginePorts, ProvedBackup, RunResult
+from vzdump_qemu.engine.directory_keeping import DirectoryKeeping
 from vzdump_qemu.engine.hooks import Hooks, make_run_hooks
 from vzdump_qemu.engine.keeping import Keeping
 from vzdump_qemu.engine.native_job import cancel_left_over_job
@@ -21,7 +22,7 @@ from vzdump_qemu.engine.power import PowerFound, PowerState
 from vzdump_qemu.engine.recovery import recover_vm
 from vzdump_qemu.engine.run_state import PAUSED_STATES, query_run_state
 from vzdump_qemu.engine.undo import UndoStack, run_shielded
-from vzdump_qemu.errors import BackupError, Interrupted, StorageError, VmLocked
+from vzdump_qemu.errors import BackupError, ConfigError, Interrupted, StorageError, VmLocked
 from vzdump_qemu.events import BackupMode, Consistency
 from vzdump_qemu.formats.vm_config import VmConfig, parse_vm_config
 from vzdump_qemu.journal_ports import Reversal, ReversalKind
@@ -96,12 +97,17 @@ async def back_up_vm(
         )
     )
     hooks = make_run_hooks(ports, options, vmid, dump_directory=directory)
+    keeping = _make_keeping(ports, options, vmid, target)
     outcome = _Outcome()
     error: BackupError | None = None
     cancelled: asyncio.CancelledError | None = None
     try:
         await _run_journalled(
-            ports, options, vmid, target, names=names, hooks=hooks, outcome=outcome
+            *(ports, options, vmid, target),
+            names=names,
+            hooks=hooks,
+            keeping=keeping,
+            outcome=outcome,
         )
     except BackupError as raised:
         error = raised
@@ -112,7 +118,7 @@ async def back_up_vm(
             error = Interrupted()
     duration_s = (ports.clock.now_ns() - began_ns) / NS_PER_S
     result = outcome.result(vmid, error, duration_s)
-    await run_shielded(lambda: _tell_end(ports, result, hooks))
+    await run_shielded(lambda: _tell_end(ports, result, hooks, keeping, log_path=log_path))
     if cancelled is not None:
         raise cancelled
     return replace(result, warnings=tuple(warnings.texts))
@@ -126,9 +132,13 @@ async def _run_journalled(
     *,
     names: RunNames,
     hooks: Hooks,
+    keeping: Keeping,
     outcome: _Outcome,
 ) -> None:
     """One run between opening and leaving the VM's journal; a killed run's is put back first."""
+    refusal = dict(options.batch.refusals).get(vmid)
+    if refusal is not None:
+        raise ConfigError(refusal)
     await ports.node.read_vm_config(vmid)
     async with ports.journals.open(vmid) as journal:
         machine = ports.node.machine(vmid)
@@ -136,7 +146,13 @@ async def _run_journalled(
         undo = UndoStack(ports.emit, journal, ports.clock)
         place = await _make_place(ports, options, machine, target, names=names)
         hooks.find_vm(target=place.location, log_path=names.side_log_path)
-        run = _Run(ports, options, machine, names, undo, place=place, hooks=hooks, outcome=outcome)
+        run = _Run(
+            *(ports, options, machine, names, undo),
+            place=place,
+            hooks=hooks,
+            keeping=keeping,
+            outcome=outcome,
+        )
         try:
             await run.execute()
         finally:
@@ -160,6 +176,17 @@ async def _make_place(
     return PbsPlace(ports, options, machine, target, backup=backup)
 
 
+def _make_keeping(
+    ports: EnginePorts, options: BackupOptions, vmid: int, target: JobTarget
+) -> Keeping:
+    if isinstance(target, DumpDirectory):
+        return DirectoryKeeping(ports, options, vmid, target.path)
+    # Loaded late: a run to a file does not wait for what it never needs.
+    from vzdump_qemu.engine.pbs_keeping import ServerKeeping
+
+    return ServerKeeping(ports, options.keep, vmid, target)
+
+
 async def _name_freely(
     ports: EnginePorts, options: BackupOptions, vmid: int, dump_directory: str
 ) -> RunNames:
@@ -179,7 +206,9 @@ async def _name_freely(
     return names
 
 
-async def _tell_end(ports: EnginePorts, result: RunResult, hooks: Hooks) -> None:
+async def _tell_end(
+    ports: EnginePorts, result: RunResult, hooks: Hooks, keeping: Keeping, *, log_path: str
+) -> None:
     vmid, wall_s = result.vmid, ports.clock.wall_s()
     if result.error is not None:
         text, hint = str(result.error), result.error.hint
@@ -195,6 +224,8 @@ async def _tell_end(ports: EnginePorts, result: RunResult, hooks: Hooks) -> None
             )
         )
     ports.emit(events.RunClosed(vmid=vmid))
+    if result.archive_path:
+        await keeping.hand_over_log(result.archive_path, log_path)
     await hooks.try_call(HookPhase.LOG_END)
 
 
@@ -211,10 +242,10 @@ class _Run:
         *,
         place: BackupPlace,
         hooks: Hooks,
+        keeping: Keeping,
         outcome: _Outcome,
     ) -> None:
-        directory = names.final_path.rpartition("/")[0]
-        self._keeping = Keeping(ports, options, machine.vmid, directory)
+        self._keeping = keeping
         self._place = place
         self._hooks = hooks
         self._power: PowerState | None = None
@@ -385,4 +416,13 @@ class _Run:
                 f"cannot determine {subject} of volume '{choice.volid}' - {error}",
                 hint=error.hint,
             ) from error
-        return RunDisk(key=choice.key, device_id=choice.device_id, facts=facts)
+        is_guessed = not (choice.format or facts.storage_id)
+        if choice.format and not facts.storage_id:
+            # What QEMU is told counts: a guest may write any header onto its own disk.
+            facts = replace(facts, format=choice.format)
+        return RunDisk(
+            key=choice.key,
+            device_id=choice.device_id,
+            facts=facts,
+            is_format_guessed=is_guessed and facts.format not in ("", "raw"),
+        )

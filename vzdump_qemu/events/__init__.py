@@ -7,6 +7,7 @@ came. Times are `wall_s`, seconds since the epoch; lengths end in `_s`.
 
 from vzdump_qemu.events.base import (
     Emit,
+    EmitOfRun,
     Event,
 )
 from vzdump_qemu.events.figures import (
@@ -41,6 +42,7 @@ from vzdump_qemu.events.job import (
     ConfigSectionSkipped,
     DiskExcluded,
     DiskIncluded,
+    ExternalVmsSkipped,
     GlobalLockAwaited,
     GlobalLockTaken,
     IoPrioritySet,
@@ -48,6 +50,7 @@ from vzdump_qemu.events.job import (
     JobStarted,
     LeftOverJobFound,
     ModeChosen,
+    NotificationFailed,
     OptionIgnored,
     RecoveryNotNeeded,
     RunClosed,
@@ -68,6 +71,8 @@ from vzdump_qemu.events.keeping import (
     NotesAdding,
     PruneEnded,
     PruneStarted,
+    ServerPruneFailed,
+    ServerPruning,
 )
 from vzdump_qemu.events.transfer import (
     ArchiveCreating,
@@ -118,8 +123,10 @@ __all__ = [
     "DiskIncluded",
     "DisklessStarted",
     "Emit",
+    "EmitOfRun",
     "EncryptionEnabled",
     "Event",
+    "ExternalVmsSkipped",
     "FastIncrementBegun",
     "FleecingAttaching",
     "FleecingRemoving",
@@ -148,6 +155,7 @@ __all__ = [
     "ModeChosen",
     "NoDisksFound",
     "NotesAdding",
+    "NotificationFailed",
     "OptionIgnored",
     "OutputSeen",
     "PbsBackupCreating",
@@ -164,6 +172,8 @@ __all__ = [
     "RunStarted",
     "RunSucceeded",
     "ServerFinishing",
+    "ServerPruneFailed",
+    "ServerPruning",
     "StatusSeen",
     "TemplateStarted",
     "ThawFailed",

@@ -13,3 +13,6 @@ class Event:
 
 Emit = Callable[[Event], None]
 """Takes one event; never blocks, never raises."""
+
+EmitOfRun = Callable[[int], Emit]
+"""Gives the voice of one VM's run, by its VMID: so runs that go on at once are told apart."""

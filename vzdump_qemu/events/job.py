@@ -24,6 +24,13 @@ class JobEnded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExternalVmsSkipped(Event):
+    """VMs that were asked for and live on other nodes."""
+
+    vmids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GlobalLockAwaited(Event):
     """Another job holds the node's lock; we wait."""
 
@@ -176,3 +183,16 @@ class RunClosed(Event):
     """Nothing more is said about this VM."""
 
     vmid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationFailed(Event):
+    """Somebody who was to know how the job ended was not told.
+
+    Attributes:
+        name: of the way that failed.
+    """
+
+    name: str
+    text: str
+    hint: str

@@ -42,6 +42,21 @@ class BackupRemovalFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerPruning(Event):
+    """A backup server is about to be asked to remove what the rule does not keep."""
+
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerPruneFailed(Event):
+    """The server did not do so, or it is not known; all older backups may still be there."""
+
+    group: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PruneEnded(Event):
     """Everything that had to go was tried."""
 

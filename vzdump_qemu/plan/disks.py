@@ -21,6 +21,7 @@ class DiskChoice:
         size_text: as the configuration gives it, may be empty.
         reason: why it is excluded; empty for an included one.
         device_id: its name inside QEMU during the backup.
+        format: as the configuration gives it, may be empty.
     """
 
     key: str
@@ -29,6 +30,7 @@ class DiskChoice:
     included: bool
     reason: str
     device_id: str
+    format: str = ""
 
 
 def device_id_of(key: str) -> str:
@@ -54,4 +56,5 @@ def _judge(config: VmConfig, drive: DriveConfig) -> DiskChoice:
         included=not reason,
         reason=reason,
         device_id=device_id_of(drive.key),
+        format=drive.format,
     )

@@ -112,7 +112,10 @@ def check_hook_script(path: str, *, is_file: bool, is_executable: bool) -> None:
             hint="jobs run from any directory: give the whole path",
         )
     if not is_file:
-        raise ConfigError(f"Error: The hook script '{path}' does not exist.")
+        raise ConfigError(
+            f"Error: The hook script '{path}' does not exist.",
+            hint="name a file of this host with --script PATH",
+        )
     if not is_executable:
         raise ConfigError(
             f"Error: The hook script '{path}' is not executable.",

@@ -95,6 +95,41 @@ class KeepOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageLimits:
+    """How many runs may touch one storage at once.
+
+    Attributes:
+        of_each: for every storage without a limit of its own; None for no limit.
+        by_storage: limits of single storages.
+    """
+
+    of_each: int | None = None
+    by_storage: tuple[tuple[str, int], ...] = ()
+
+    def of(self, storage_id: str) -> int | None:
+        """The limit of one storage; None for none."""
+        return dict(self.by_storage).get(storage_id, self.of_each)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """What concerns the job as a whole.
+
+    Attributes:
+        parallel_max: so many runs at once.
+        deadline_wall_s: no run begins after it, seconds since the epoch; None for no deadline.
+        external_vmids: asked for, but of other nodes: told and left alone.
+        refusals: VMs that are known to fail, by VMID, and why.
+    """
+
+    parallel_max: int = 1
+    storage_limits: StorageLimits = StorageLimits()
+    deadline_wall_s: float | None = None
+    external_vmids: tuple[int, ...] = ()
+    refusals: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackupOptions:
     """The effective options of a job.
 
@@ -121,6 +156,7 @@ class BackupOptions:
     fleecing: FleecingOptions = field(default_factory=FleecingOptions)
     hook: HookOptions = HookOptions()
     keep: KeepOptions = KeepOptions()
+    batch: BatchOptions = BatchOptions()
     data_path: DataPathChoice = DataPathChoice.AUTO
     command_line: str = "vzdump"
     log_directory: str = "/var/log/vzdump"

@@ -56,8 +56,9 @@ class ProgressTracker:
             saved = progress.reused_bytes - (before.reused_bytes if before else unread)
         else:
             saved = progress.zero_bytes - (before.zero_bytes if before else 0)
-        # A job that ended within the first looks still took some time.
-        length_s = max(elapsed_s - self._line_s, 0.001)
+        # vzdump counts whole seconds, the first one too: what was skipped at once, as known to
+        # the server, would make any rate otherwise.
+        length_s = max(elapsed_s - self._line_s, 1.0)
         return ProgressLine(
             percent=percent,
             done_bytes=progress.transferred_bytes,

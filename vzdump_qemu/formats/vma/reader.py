@@ -17,6 +17,8 @@ from vzdump_qemu.formats.vma.book import ClusterBook, DeviceTally
 from vzdump_qemu.formats.vma.extent import DataRun, VmaExtent, decode_extent
 from vzdump_qemu.formats.vma.header import VmaHeader, decode_header, header_bytes_announced
 
+NO_HEADER_HINT = "this is no VMA archive, or only its beginning"
+
 
 @dataclass(frozen=True, slots=True)
 class HeaderRead:
@@ -136,7 +138,9 @@ class VmaStreamCheck:
                     "can't read vma header data - got EOF",
                     offset_bytes=len(self._fixed) + partial_bytes,
                 )
-            raise VmaError("can't read vma header - got EOF", offset_bytes=partial_bytes)
+            raise VmaError(
+                "can't read vma header - got EOF", offset_bytes=partial_bytes, hint=NO_HEADER_HINT
+            )
         if missing_data_bytes and self._extent is not None:
             need = layout.EXTENT_HEADER_BYTES + self._extent.data_bytes
             raise VmaError(
