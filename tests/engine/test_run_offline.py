@@ -100,7 +100,9 @@ def test_image_that_needs_the_daemon_is_refused_by_name_without_it(off: World) -
 
 
 @pytest.mark.parametrize("options", ["", ",format=raw"])
-def test_format_of_a_disk_outside_storages_is_the_configured_one(off: World, options: str) -> None:
+def test_row_5_7_format_of_a_disk_outside_storages_is_the_configured_one(
+    off: World, options: str
+) -> None:
     """Row 5.7, where a guest wrote a header of another format onto its own raw disk."""
     volid = "/var/lib/vz/images/100/vm-100-disk-0.raw"
     off.config = f"name: web\nscsi0: {volid}{options},size=8M\n"

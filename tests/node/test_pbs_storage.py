@@ -42,7 +42,7 @@ def read(directory: Path, *lines: str, password: bytes | None = b"secret\n") -> 
         (["server pbs.example", f"fingerprint {PIN}"], "root@pam@pbs.example:store"),
     ],
 )
-def test_row_5_8_section_becomes_the_platforms_repository_string(
+def test_row_10_1_7_and_5_8_section_becomes_the_platforms_repository_string(
     lines: list[str], repository: str, tmp_path: Path
 ) -> None:
     target = read(tmp_path, "datastore store", *lines)
