@@ -148,34 +148,62 @@ def test_vm_that_is_not_there_is_told_without_its_facts(world: World) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("mode", "order"),
-    [
-        (BackupMode.SNAPSHOT, [*SNAPSHOT_ORDER[:6], "backup-abort", "log-end", "job-end"]),
-        (
-            BackupMode.STOP,
-            [*HALTING_ORDER[:4], *HALTING_ORDER[5:7], "backup-abort", "log-end", "job-end"],
-        ),
-    ],
-)
-def test_row_10_1_1_failed_run_is_told_as_aborted(
-    world: World, mode: BackupMode, order: list[str]
-) -> None:
+# Up to the archive, and what follows if it fails or is given up; the job's last call differs.
+BROKEN_ORDERS = {
+    BackupMode.SNAPSHOT: [*SNAPSHOT_ORDER[:6], "backup-abort", "log-end"],
+    BackupMode.SUSPEND: [*HALTING_ORDER[:4], *HALTING_ORDER[5:7], "backup-abort", "log-end"],
+    BackupMode.STOP: [*HALTING_ORDER[:4], *HALTING_ORDER[5:7], "backup-abort", "log-end"],
+}
+
+
+def assert_told_as(world: World, script: RecordingScript, mode: BackupMode) -> None:
+    """Every call had the arguments and the whole environment of its phase."""
+    [archive] = {environment.get("TARGET", "") for environment in world.hooks.environments} - {""}
+    of_job = {
+        "LC_ALL": "C",
+        "LVM_SUPPRESS_FD_WARNINGS": "1",
+        "STOREID": "local",
+        "DUMPDIR": DUMP_DIRECTORY,
+    }
+    of_run = of_job | {
+        "VMTYPE": "qemu",
+        "HOSTNAME": "web",
+        "TARGET": archive,
+        "LOGFILE": archive.removesuffix(".vma.zst") + ".log",
+    }
+    assert archive.startswith(f"{DUMP_DIRECTORY}/vzdump-qemu-100-")
+    for argv, environment in zip(world.hooks.calls, world.hooks.environments, strict=True):
+        phase = argv[1]
+        if phase.startswith("job-"):
+            assert argv == (SCRIPT, phase)
+            known = of_job if phase != "job-init" else of_job.keys() - {"DUMPDIR"}
+            assert environment == {name: of_job[name] for name in known}
+        else:
+            assert argv == (SCRIPT, phase, mode.value, "100")
+            assert environment == of_run
+
+
+@pytest.mark.parametrize("mode", BROKEN_ORDERS)
+def test_row_10_1_1_failed_run_is_told_as_aborted(world: World, mode: BackupMode) -> None:
     script = RecordingScript(world)
     use(world, mode)
     world.script = Script(backup=BackupRules(fail_at_bytes=1 << 20, fail_text="no luck"))
     world.assert_failed_clean(world.run(), "no luck")
-    assert script.phases == order
+    assert script.phases == [*BROKEN_ORDERS[mode], "job-end"]
+    assert_told_as(world, script, mode)
     assert world.machine.run_state is RunState.RUNNING
 
 
-def test_row_10_1_1_interrupted_job_is_told_as_aborted(world: World) -> None:
+@pytest.mark.parametrize("mode", BROKEN_ORDERS)
+def test_row_10_1_1_interrupted_job_is_told_as_aborted(world: World, mode: BackupMode) -> None:
     script = RecordingScript(world)
-    use(world, BackupMode.SNAPSHOT)
+    use(world, mode)
     world.cancel_on = events.JobAccepted
     assert world.run() is None
-    assert script.phases == [*SNAPSHOT_ORDER[:6], "backup-abort", "log-end", "job-abort"]
+    assert script.phases == [*BROKEN_ORDERS[mode], "job-abort"]
+    assert_told_as(world, script, mode)
     assert world.told_of(events.JobEnded)[0].error == "interrupted by signal"
+    assert world.machine.run_state is RunState.RUNNING
     world.assert_nothing_left()
 
 
