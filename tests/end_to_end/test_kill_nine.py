@@ -52,10 +52,6 @@ HALTED_MOMENTS = [
 ]
 
 
-def journal_directory(lab: Lab) -> Path:
-    return lab.root / "var/lib/vzdump-qemu"
-
-
 def guardians_of(tool_pid: int) -> list[int]:
     """Process ids of the guardians (one, or none yet) that a living tool started."""
     found = []
@@ -151,7 +147,7 @@ def assert_guest_writes(lab: Lab) -> None:
 
 def assert_put_back(lab: Lab) -> None:
     """As if there had been no backup; one that had been proved may have its name."""
-    assert list(journal_directory(lab).iterdir()) == []
+    assert lab.open_journals() == []
     archives = lab.archives()
     lab.assert_clean("running", archive_count=len(archives))
     for archive in archives:
@@ -187,7 +183,7 @@ def test_backup_killed_with_its_guardian_is_put_back_by_recover(
 ) -> None:
     lab.start(SCRIPT)
     await_end(kill_at(lab, event, within_s, guardian_too=True))
-    assert list(journal_directory(lab).iterdir()) != []
+    assert lab.open_journals() != []
     ended = lab.must("recover", "--root", lab.root)
     assert ended.out.splitlines()[-1] == "nothing is left"
     assert_put_back(lab)
