@@ -13,6 +13,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from vzdump_qemu.errors import BackupError, PbsError
@@ -37,6 +38,7 @@ from vzdump_qemu.formats.pbs import (
     sign_manifest,
     unlock_key_file,
     wrap_key,
+    zero_chunk_digest,
 )
 from vzdump_qemu.formats.pbs.manifest import MANIFEST_BYTES_MAX
 from vzdump_qemu.formats.pbs.names import MANIFEST_NAME, RSA_KEY_NAME
@@ -139,6 +141,7 @@ class ClientWriter:
             compress=request.compress,
             chance=surroundings.chance,
         )
+        self._compresses = request.compress
         self._wrapped_key = self._wrap_key()
         self._session: BackupSession | None = None
         self._previous = PreviousBackup(manifest=None)
@@ -278,9 +281,13 @@ class ClientWriter:
 
     async def _send_zero_chunk(self, session: BackupSession, writer_id: int) -> None:
         if self._zero_chunk is None:
-            zeroes = memoryview(bytes(layout.CHUNK_BYTES))
-            self._zero_digest = self._encoder.digest(zeroes)
-            self._zero_chunk = self._encoder.encode(zeroes)
+            key = self._key.data_key if self._key is not None else None
+            self._zero_digest = zero_chunk_digest(key)
+            self._zero_chunk = (
+                _plain_zero_chunk(compress=self._compresses)
+                if key is None
+                else self._encoder.encode(memoryview(bytes(layout.CHUNK_BYTES)))
+            )
         await session.upload_chunk(
             FileKind.FIXED_INDEX,
             writer_id,
@@ -344,3 +351,10 @@ def _endpoint(request: PbsRequest, surroundings: Surroundings) -> PbsEndpoint:
 
 def _failed(error: BackupError) -> PbsFailed:
     return PbsFailed(f"command error: {error.message}")
+
+
+@cache
+def _plain_zero_chunk(*, compress: bool) -> DataBlob:
+    """The same for everybody, and as much work as any."""
+    encoder = ChunkEncoder(key=None, compress=compress)
+    return encoder.encode(memoryview(bytes(layout.CHUNK_BYTES)))

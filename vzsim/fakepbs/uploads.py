@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from isal import isal_zlib
@@ -19,6 +20,8 @@ from vzdump_qemu.formats.pbs.digest import chunk_digest
 from vzsim.fakepbs.requests import ApiError, Request
 
 _T = TypeVar("_T")
+# A few bytes stand for a whole chunk of zeroes, which clients send for every disk.
+_SMALL_BYTES = 1024
 
 
 class Offload(Protocol):
@@ -67,14 +70,27 @@ class UploadedChunk:
         return self.request.body if crc == parsed.crc else replace(parsed, crc=crc).to_bytes()
 
     def _check_content(self, parsed: DataBlob) -> None:
-        # The sum is made anew, so the one that was sent may be wrong.
-        content = BlobDecoder().decode_summed(parsed, content_bytes_max=layout.CHUNK_BYTES_MAX)
-        if len(content) != self.content_bytes:
+        is_small = self.encoded_bytes <= _SMALL_BYTES
+        found = _describe_small(bytes(self.request.body)) if is_small else _describe(parsed)
+        content_bytes, digest = found
+        if content_bytes != self.content_bytes:
             raise ApiError(
-                f"detected chunk with wrong length ({self.content_bytes} != {len(content)})"
+                f"detected chunk with wrong length ({self.content_bytes} != {content_bytes})"
             )
-        if chunk_digest(content) != self.digest:
+        if digest != self.digest:
             raise ApiError("detected chunk with wrong digest.")
+
+
+def _describe(parsed: DataBlob) -> tuple[int, bytes]:
+    """Length and digest of what a chunk holds. Raises: PbsError."""
+    # The sum is made anew, so the one that was sent may be wrong.
+    content = BlobDecoder().decode_summed(parsed, content_bytes_max=layout.CHUNK_BYTES_MAX)
+    return len(content), chunk_digest(content)
+
+
+@lru_cache(maxsize=64)
+def _describe_small(encoded: bytes) -> tuple[int, bytes]:
+    return _describe(DataBlob.parse(encoded))
 
 
 def check_data_blob(request: Request, encoded_bytes: int) -> bytes:
