@@ -41,6 +41,7 @@ class Heard:
         notices: messages that were handed over for sending.
         job_lines: of the log, what belongs to no VM's run.
         most_at_once: how many VMs had the tool's lock at one instant.
+        last_begun_s: when the last VM was begun, since the job's begin.
     """
 
     summaries: list[Summary] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Heard:
     notices: list[Notice] = field(default_factory=list)
     job_lines: list[str] = field(default_factory=list)
     most_at_once: int = 0
+    last_begun_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

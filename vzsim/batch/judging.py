@@ -14,6 +14,7 @@ from types import MappingProxyType
 from vzsim.batch.evidence import BatchEvidence
 from vzsim.checkers import Violation
 from vzsim.evidence import Ending
+from vzsim.faults import Kind
 
 # A line of the table: VM, name, state.
 _ROW = re.compile(r"^([0-9]+) +(?:VM [0-9]+|\S+) +(ok|err|todo) ", re.MULTILINE)
@@ -21,6 +22,11 @@ _ROW = re.compile(r"^([0-9]+) +(?:VM [0-9]+|\S+) +(ok|err|todo) ", re.MULTILINE)
 _JOB_PHASES = ("job-init", "job-start", "", "job-end", "job-abort")
 # An end by which a job has no time for all its VMs, or for a word.
 _CUT = frozenset({Ending.KILLED, Ending.CANCELLED, Ending.HUNG, Ending.CRASHED})
+# From the look at the clock to the first thing that is done with a VM.
+_BEGIN_S = 0.1
+_CLOCK_KINDS = frozenset(
+    {Kind.CLOCK_BACK, Kind.CLOCK_FORWARD, Kind.SUMMER_BEGINS, Kind.SUMMER_ENDS}
+)
 _MUTE = frozenset({Ending.KILLED, Ending.HUNG, Ending.CRASHED})
 
 
@@ -110,6 +116,18 @@ def _check_crowd(batch: BatchEvidence) -> list[str]:
     return [f"{count} VMs were worked on at once, {batch.parallel_max} were allowed"]
 
 
+def _check_deadline(batch: BatchEvidence) -> list[str]:
+    """No VM is begun after the job's deadline, as long as the clock goes as it should."""
+    deadline_s = batch.scenario.options.get("deadline_s")
+    is_misled = any(fault.kind in _CLOCK_KINDS for fault in batch.triggered)
+    if deadline_s is None or batch.attempt_index > 0 or batch.ending in _CUT or is_misled:
+        return []
+    late_s = batch.heard.last_begun_s - batch.allowance_s - float(deadline_s)
+    if late_s <= _BEGIN_S:
+        return []
+    return [f"a VM was begun {late_s:.1f} s after the deadline"]
+
+
 def _check_ending(batch: BatchEvidence) -> list[str]:
     """A job without faults of chance ends as its scenario says."""
     scenario = batch.scenario
@@ -177,6 +195,7 @@ BATCH_CHECKERS: Mapping[str, Callable[[BatchEvidence], list[str]]] = MappingProx
         "batch-ends": _check_ends,
         "batch-notice": _check_notice,
         "batch-crowd": _check_crowd,
+        "batch-deadline": _check_deadline,
         "batch-ending": _check_ending,
         "batch-hooks": _check_hooks,
         "batch-strays": _check_strays,

@@ -152,6 +152,8 @@ class BatchTrial:
         await asyncio.sleep(SETTLE_S if has_faults else _QUIET_S)
         world.look_at_all()
         attempt.heard.most_at_once = world.most_at_once
+        last_s = max(world.began_s.values(), default=attempt.began_s)
+        attempt.heard.last_begun_s = last_s - attempt.began_s
         attempt.heard.job_lines += [" ".join(argv) for argv in world.common.commands.calls]
         self._judge(attempt)
 
