@@ -36,6 +36,11 @@ from vzsim.token import Token
             "a guest whose QEMU died waits for no script",
             "hook-hangs-halted/0/backup#1:qemu-dies-midway",
         ),
+        (
+            "a tool that was killed meanwhile holds nothing that it got afterwards",
+            "batch-parallel/70010413/vm109/machine.keep_alive#1:stall+700s,"
+            "power-loss@vm110/files.write#2",
+        ),
     ],
 )
 def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:

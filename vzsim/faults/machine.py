@@ -263,6 +263,8 @@ class FaultyMachine:
 
             async def act() -> None:
                 await stack.enter_async_context(self._inner.keep_alive())
+                if self._plane.is_dead:
+                    await stack.aclose()  # killed meanwhile: nobody holds it
 
             async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
                 text = f"simulated failure at {fault.site}#{fault.nth}"
