@@ -1,6 +1,6 @@
 """What one simulated run left to be judged: plain values, collected once it is at rest.
 
-Owns the shapes that checkers read. Collecting is `vzsim.simulation`'s, judging `vzsim.checkers`'.
+Owns the shapes that checkers read. Collecting is `vzsim.single_trial`'s, judging `vzsim.checkers`'.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ from pathlib import Path
 from vzdump_qemu.errors import ConfigError
 from vzsim.faults import bare_site
 from vzsim.run_lists import ExploreOptions, known_scenarios, known_system, list_tokens
-from vzsim.simulation import DEFAULT_SYSTEM, SECOND_PREFIX, Report, simulate
+from vzsim.simulation import simulate
+from vzsim.system import DEFAULT_SYSTEM
 from vzsim.token import Token
+from vzsim.trial import SECOND_PREFIX, Report
 
 # Runs handed to a process at a time: enough to keep it busy, few enough to stop in time.
 _CHUNK = 16

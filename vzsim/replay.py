@@ -7,8 +7,8 @@ form is `vzsim.replay_page`'s.
 from __future__ import annotations
 
 from vzsim.event_log import LogEntry
-from vzsim.simulation import Report
 from vzsim.token import Token
+from vzsim.trial import Report
 from vzsim.units_text import seconds_text
 
 _TEXT_COLUMNS = 150

@@ -10,8 +10,8 @@ from html import escape
 
 from vzsim.event_log import Lane, LogEntry
 from vzsim.replay import render_verdict
-from vzsim.simulation import Report
 from vzsim.token import Token
+from vzsim.trial import Report
 from vzsim.units_text import seconds_text
 
 _LANES = (Lane.TOOL, Lane.QEMU, Lane.GUEST, Lane.AGENT, Lane.FILES)

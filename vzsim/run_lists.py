@@ -22,8 +22,10 @@ from vzsim.faults.draw import (
 )
 from vzsim.kernel import Chance, keep_all
 from vzsim.scenario import Scenario, choose_scenarios, load_scenarios
-from vzsim.simulation import DEFAULT_SYSTEM, SECOND_PREFIX, System, load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import DEFAULT_SYSTEM, System, load_system
 from vzsim.token import Token
+from vzsim.trial import SECOND_PREFIX
 
 # Runs that fail in different ways, so that the sites of every undo are known.
 _SCOUTS = (

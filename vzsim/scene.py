@@ -1,7 +1,7 @@
 """One simulated node as a scenario describes it, with everybody in it who is not the tool.
 
 Owns the world of a run: building it, watching it, what operators and guests do in it, and its
-healing. Running a tool in it and judging is left to `vzsim.simulation`.
+healing. Running a tool in it and judging is left to `vzsim.single_trial`.
 """
 
 from __future__ import annotations

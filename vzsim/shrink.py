@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from vzsim.faults import FaultScript
-from vzsim.simulation import Report
 from vzsim.token import Token
+from vzsim.trial import Report
 
 # Each round removes or simplifies something; scripts are a handful of faults long.
 ROUND_COUNT_MAX = 50

@@ -9,7 +9,9 @@ import pytest
 from vzsim.evidence import Ending
 from vzsim.faults import FaultScript
 from vzsim.scenario import Scenario, load_scenarios
-from vzsim.simulation import Report, load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import load_system
+from vzsim.trial import Report
 
 SCENARIOS = load_scenarios()
 SITES = {

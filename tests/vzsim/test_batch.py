@@ -19,8 +19,10 @@ from vzsim.explore import replay
 from vzsim.faults import FaultScript, Kind, bare_site
 from vzsim.run_lists import ExploreOptions, list_tokens
 from vzsim.scenario import Scenario, load_scenarios
-from vzsim.simulation import Report, System, load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import System, load_system
 from vzsim.token import Token
+from vzsim.trial import Report
 
 SCENARIOS = load_scenarios()
 BIG = SCENARIOS["batch-200"]

@@ -18,7 +18,8 @@ from vzsim.evidence import Ending, Evidence, Observed, Rest
 from vzsim.faults import FaultScript
 from vzsim.scenario import Scenario
 from vzsim.scene import SECRET
-from vzsim.simulation import System, SystemPorts, load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import System, SystemPorts, load_system
 
 PLAIN = Scenario(name="plain", about="one running VM")
 

@@ -12,7 +12,8 @@ from vzsim.checkers import judge
 from vzsim.evidence import Ending, Evidence
 from vzsim.faults import FaultScript
 from vzsim.scenario import Scenario
-from vzsim.simulation import load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import load_system
 
 PLAIN = Scenario(name="plain", about="one running VM")
 

@@ -12,7 +12,7 @@ from vzsim.cli import main
 from vzsim.explore import explore, first_tokens
 from vzsim.explore_table import render_tally
 from vzsim.run_lists import ExploreOptions, list_tokens
-from vzsim.simulation import load_system
+from vzsim.system import load_system
 from vzsim.token import Token
 
 

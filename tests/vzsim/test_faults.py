@@ -11,7 +11,8 @@ from vzsim.faults import ACTS, KILLS, KINDS_OF, Family, Fault, FaultScript, Kind
 from vzsim.faults.draw import Place, draw_script, faults_at, list_doubles, list_singles
 from vzsim.run_lists import scout
 from vzsim.scenario import Scenario
-from vzsim.simulation import load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import load_system
 from vzsim.token import Token
 
 PLAIN = Scenario(name="plain", about="one running VM")

@@ -11,7 +11,9 @@ import pytest
 from vzsim.evidence import Ending
 from vzsim.faults import FaultScript
 from vzsim.scenario import load_scenarios
-from vzsim.simulation import Report, System, SystemPorts, load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import System, SystemPorts, load_system
+from vzsim.trial import Report
 
 SCENARIOS = load_scenarios()
 SCRIPT = "/usr/local/bin/hook"

@@ -13,7 +13,8 @@ from vzdump_qemu.journal_ports import Reversal, ReversalKind
 from vzsim.evidence import Ending
 from vzsim.faults import FaultScript
 from vzsim.scenario import Scenario
-from vzsim.simulation import SystemPorts, load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import SystemPorts, load_system
 from vzsim.world.files import SimulatedFiles
 from vzsim.world.journal import SimulatedJournals
 

@@ -10,7 +10,8 @@ from vzdump_qemu.errors import ConfigError
 from vzsim.evidence import Ending
 from vzsim.faults import FaultScript
 from vzsim.scenario import Scenario, choose_scenarios, load_scenarios, parse_scenario
-from vzsim.simulation import load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import load_system
 
 SCENARIOS = load_scenarios()
 ENDINGS = {"ok": Ending.OK, "killed": Ending.KILLED, "cancelled": Ending.CANCELLED}

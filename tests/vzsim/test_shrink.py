@@ -12,8 +12,10 @@ from vzsim.explore import replay
 from vzsim.faults import FaultScript
 from vzsim.scenario import Budget, Scenario
 from vzsim.shrink import shrink
-from vzsim.simulation import Report, load_system, simulate
+from vzsim.simulation import simulate
+from vzsim.system import load_system
 from vzsim.token import Token
+from vzsim.trial import Report
 
 GOOD = "snapshot-running/4/agent.ping#1:error,files.write#1:eio"
 

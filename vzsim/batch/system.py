@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from vzsim.simulation import Outcome, System, SystemPorts
+from vzsim.system import Outcome, System, SystemPorts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

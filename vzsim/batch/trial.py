@@ -1,7 +1,6 @@
 """One simulated job over several VMs: with faults, then healed; and the verdict on both.
 
-Owns the two phases. Their parts are made as those of a single VM's run, in `vzsim.simulation`,
-which begins this one.
+Owns the two phases; what it shares with a run on one VM is `vzsim.trial`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from vzdump_qemu.errors import BackupError, ConfigError
+from vzdump_qemu.errors import ConfigError
 from vzsim.batch.evidence import BatchEvidence, Heard, Notice, Summary
 from vzsim.batch.judging import judge_batch
 from vzsim.batch.planes import Planes, split_script
@@ -26,14 +25,15 @@ from vzsim.faults import FaultScript, Plane
 from vzsim.kernel import Chance, SimulatedLoop
 from vzsim.scenario import Scenario
 from vzsim.scene import SECRET
-from vzsim.simulation import (
+from vzsim.system import System
+from vzsim.trial import (
     BOOT_S,
     GUARDIAN_S,
     SETTLE_S,
     TOOL_S_MAX,
     Report,
-    System,
     describe,
+    has_recovered,
     live,
 )
 from vzsim.world.clock import SimulatedIds
@@ -285,20 +285,8 @@ class BatchTrial:
             watch_all_files(self._guardian_planes, world.common.files)
             work = self._system.recover(self._ports(planes, attempt.heard, vmid=vmid), vmid)
             task = await self._live(planes, work)
-            if task is None:
-                continue
-            if not task.done():
-                planes.kill()
-                text = f"vm{vmid}: recovery does not end within {TOOL_S_MAX:.0f} simulated seconds"
-                self.note_crash(text)
+            if has_recovered(task, planes.kill, self.note_crash, whose=f"vm{vmid}: "):
                 return
-            if task.cancelled() or isinstance(task.exception(), BackupError):
-                continue  # it could not do all of it, and the next one will
-            if task.exception() is not None:
-                self.note_crash(f"vm{vmid}: recovery crashed: {describe(task.exception())}")
-            elif not task.result():
-                continue
-            return
 
     async def _live(self, planes: Planes, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T] | None:
         """Run a process of the tool; None if it was killed."""

@@ -99,7 +99,7 @@ class BatchWorld:
     def actors_of(self, vmid: int) -> Mapping[Kind, Callable[[float], None]]:
         """At a moment of one VM's run; at one of the job's (0) the first VM is concerned."""
         scene = self.scenes.get(vmid, self.first)
-        # Second runs are `vzsim.simulation`'s: here the node's lock would only keep them waiting.
+        # Second runs are `vzsim.single_trial`'s: here the node's lock would only keep them waiting.
         return {
             **scene.actors(),
             Kind.POWER_LOSS: lambda length_s: self.lose_power(),
