@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from vzdump_qemu.errors import (
     AgentCommandError,
@@ -37,7 +37,39 @@ _AGENT_SITES = {
 _LATE_LIMIT_S = 5.0
 
 
-class FaultyQmp:
+_ClientT = TypeVar("_ClientT", bound=Qmp | Agent)
+
+
+class _FaultyClient(Generic[_ClientT]):
+    """One connection: how long its replies are on their way, and what its peer reads late."""
+
+    def __init__(
+        self, plane: Plane, machine: SimulatedMachine, inner: _ClientT, *, slow_s: float
+    ) -> None:
+        self._slow_s = slow_s
+        self._plane = plane
+        self._machine = machine
+        self._inner = inner
+        self.late: asyncio.Task[Any] | None = None
+
+    async def _miss(
+        self, length_s: float, act: Callable[..., Awaitable[Any]], limit_s: float
+    ) -> None:
+        """Let the time-out pass; the command is carried out later, and nobody hears it."""
+
+        async def carry_out_late() -> None:
+            await asyncio.sleep(length_s)
+            try:
+                await act(_LATE_LIMIT_S)
+            except BackupError:
+                return
+
+        self.late = asyncio.ensure_future(carry_out_late())
+        self._plane.allowance_s += length_s - limit_s
+        await self._plane.wait(limit_s)
+
+
+class FaultyQmp(_FaultyClient[Qmp]):
     """The `Qmp` port of one connection; every command is a site of its own name.
 
     Args:
@@ -47,12 +79,8 @@ class FaultyQmp:
     def __init__(
         self, plane: Plane, machine: SimulatedMachine, inner: Qmp, *, slow_s: float
     ) -> None:
-        self._slow_s = slow_s
-        self._plane = plane
-        self._machine = machine
-        self._inner = inner
+        super().__init__(plane, machine, inner, slow_s=slow_s)
         self._spent = False
-        self.late: asyncio.Task[Any] | None = None
 
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float
@@ -143,17 +171,8 @@ class FaultyQmp:
             await self._plane.wait(length_s)
             return await act()
 
-        async def carry_out_late() -> None:
-            await asyncio.sleep(length_s)
-            try:
-                await act(_LATE_LIMIT_S)
-            except BackupError:
-                return  # nobody hears it
-
-        self.late = asyncio.ensure_future(carry_out_late())
         self._spent = True
-        self._plane.allowance_s += length_s - limit_s
-        await self._plane.wait(limit_s)
+        await self._miss(length_s, act, limit_s)
         raise QmpTimeout("got timeout")
 
     def _bend_job(self, fault: Fault) -> None:
@@ -175,21 +194,12 @@ class FaultyQmp:
         process.script = replace(process.script, backup=rules)
 
 
-class FaultyAgent:
+class FaultyAgent(_FaultyClient[Agent]):
     """The `Agent` port of one connection.
 
     Args:
         slow_s: how long each reply is on its way.
     """
-
-    def __init__(
-        self, plane: Plane, machine: SimulatedMachine, inner: Agent, *, slow_s: float
-    ) -> None:
-        self._slow_s = slow_s
-        self._plane = plane
-        self._machine = machine
-        self._inner = inner
-        self.late: asyncio.Task[Any] | None = None
 
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float
@@ -224,7 +234,8 @@ class FaultyAgent:
                 await self._plane.wait(length_s)
                 return await act()
             case Kind.STALL:
-                return await self._stall(length_s, act, limit_s)
+                await self._miss(length_s, act, limit_s)
+                raise AgentTimeout("got timeout")
             case Kind.AGENT_DIES:
                 # It still answers the sync: what is sent after that waits until it is back.
                 self._fall_silent(after="guest-sync-delimited", length_s=length_s)
@@ -251,18 +262,3 @@ class FaultyAgent:
 
         self._plane.allowance_s += length_s
         process.timebase.call_later(length_s, come_back)
-
-    async def _stall(
-        self, length_s: float, act: Callable[..., Awaitable[Any]], limit_s: float
-    ) -> Any:
-        async def carry_out_late() -> None:
-            await asyncio.sleep(length_s)
-            try:
-                await act(_LATE_LIMIT_S)
-            except BackupError:
-                return  # nobody hears it
-
-        self.late = asyncio.ensure_future(carry_out_late())
-        self._plane.allowance_s += length_s - limit_s
-        await self._plane.wait(limit_s)
-        raise AgentTimeout("got timeout")
