@@ -41,6 +41,11 @@ from vzsim.token import Token
             "batch-parallel/70010413/vm109/machine.keep_alive#1:stall+700s,"
             "power-loss@vm110/files.write#2",
         ),
+        (
+            "a tool that was killed while a call was stalled does not make it afterwards",
+            "batch-parallel-killed/80022647/vm107/store.open_intake#1:stall+4s,"
+            "kill-tool-after@vm107/getfd#1",
+        ),
     ],
 )
 def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:

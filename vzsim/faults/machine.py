@@ -58,7 +58,7 @@ class FaultyPower:
     async def _do(self, name: str, act: Callable[[], Awaitable[Sequence[str]]]) -> Sequence[str]:
         async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
             text = f"simulated failure at {fault.site}#{fault.nth}"
-            return await self._plane.bend_plainly(fault, plain, PowerError(text))
+            return await self._plane.bend_plainly(fault, plain, PowerError(text), outlives=True)
 
         return await self._plane.call(f"power.{name}", Family.POWER, act, bend=bend)
 
@@ -263,8 +263,6 @@ class FaultyMachine:
 
             async def act() -> None:
                 await stack.enter_async_context(self._inner.keep_alive())
-                if self._plane.is_dead:
-                    await stack.aclose()  # killed meanwhile: nobody holds it
 
             async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
                 text = f"simulated failure at {fault.site}#{fault.nth}"

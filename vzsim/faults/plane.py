@@ -225,15 +225,26 @@ class Plane:
         return None
 
     async def bend_plainly(
-        self, fault: Fault, act: Callable[[], Awaitable[_T]], error: BackupError
+        self,
+        fault: Fault,
+        act: Callable[[], Awaitable[_T]],
+        error: BackupError,
+        *,
+        outlives: bool = False,
     ) -> _T:
-        """The kinds that every ordinary call can have."""
+        """The kinds that every ordinary call can have.
+
+        Args:
+            outlives: a process of its own carries it out, even if the tool is killed meanwhile.
+        """
         if fault.kind is Kind.ERROR:
             raise error
         if fault.kind is Kind.ERROR_AFTER:
             await act()
             raise error
         await self.wait(length_of(fault))
+        if not outlives and (self.is_dead or self._ended):
+            await self._wait_if_dead()
         return await act()
 
     async def wait(self, seconds: float) -> None:
