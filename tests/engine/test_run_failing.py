@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine.world import CONFIG, World
 from vzdump_qemu import events
+from vzdump_qemu.errors import VmLocked
 from vzdump_qemu.events import BackupMode, Consistency
 from vzdump_qemu.plan.options import BackupOptions
 from vzsim.fakeqmp.run_state import RunState
@@ -336,6 +337,21 @@ def test_lock_of_another_is_never_noted_as_ours_to_remove(world: World) -> None:
     result = world.run()
     assert result is not None and str(result.error) == "VM is locked (backup)"
     assert journal.noted_count == 0
+    assert world.node.lock_of(100) == "backup"
+
+
+def test_lock_that_another_took_first_stays_though_the_job_is_cancelled(world: World) -> None:
+    def arrange(world: World) -> None:
+        async def come_second(vmid: int) -> None:
+            world.node.configs[vmid] = b"lock: backup\n" + world.node.configs[vmid]
+            world.cancel()
+            await asyncio.sleep(0)
+            raise VmLocked("VM is locked (backup)")
+
+        world.node.set_vm_lock = come_second  # type: ignore[method-assign]
+
+    world.arrange = arrange
+    assert world.run() is None
     assert world.node.lock_of(100) == "backup"
 
 

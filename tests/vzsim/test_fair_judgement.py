@@ -46,6 +46,11 @@ from vzsim.token import Token
             "batch-parallel-killed/80022647/vm107/store.open_intake#1:stall+4s,"
             "kill-tool-after@vm107/getfd#1",
         ),
+        (
+            "another client that waits for a QEMU which has died gives up",
+            "other-client/80025785/cancel-tool-after@store.open_intake#1,"
+            "power-loss@files.fsync-directory#1",
+        ),
     ],
 )
 def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:

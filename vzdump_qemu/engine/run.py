@@ -367,7 +367,8 @@ class _Run:
             Reversal(kind=ReversalKind.UNLOCK),
         )
         try:
-            await node.set_vm_lock(vmid)
+            # To its end in any case: whose lock it is must be known before it may be removed.
+            await run_shielded(lambda: node.set_vm_lock(vmid))
         except VmLocked:
             unlock.dismiss()
             raise

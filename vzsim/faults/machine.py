@@ -20,9 +20,6 @@ from vzsim.faults.plane import Plane, length_of
 from vzsim.faults.script import Fault
 from vzsim.world.machine import SimulatedMachine
 
-# Longer than any caller waits; the world's own clients are bounded by the simulation.
-_FOR_EVER_S = 1e6
-
 
 class FaultyPower:
     """The `Power` port."""
@@ -226,7 +223,8 @@ class FaultyMachine:
     async def _hold_socket(self, site: str, length_s: float) -> None:
         connect = self._inner.connect_qmp if site == "qmp.connect" else self._inner.connect_agent
         try:
-            async with connect(timeout_s=_FOR_EVER_S):
+            # Bounded: the QEMU that it waits for may have died.
+            async with connect(timeout_s=length_s):
                 await asyncio.sleep(length_s)
         except BackupError:
             return  # nothing to connect to
