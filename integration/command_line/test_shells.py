@@ -85,5 +85,5 @@ def test_zsh_completes_a_word(line: str, becomes: str, environment: dict[str, st
     )
     shell.expect("ready")
     shell.send(f"vzdump-qemu {line}\t\x14")
-    shell.expect_exact(f"<vzdump-qemu {becomes}>")
+    assert shell.expect_exact(f"<vzdump-qemu {becomes}>") == 0
     shell.close(force=True)

@@ -91,7 +91,8 @@ def ended(**changes: float) -> events.TransferEnded:
     return events.TransferEnded(summary=events.TransferSummary(**{**fields, **changes}))  # type: ignore[arg-type]
 
 
-def test_run_frozen_and_whole_has_every_phase_in_order() -> None:
+def frozen_and_whole() -> Tape:
+    """A job of one VM that goes well, a second between any two events."""
     tape = Tape(100).play(events.JobStarted(command_line="vzdump 100"))
     tape.play(
         started(),
@@ -117,9 +118,11 @@ def test_run_frozen_and_whole_has_every_phase_in_order() -> None:
         *succeeded(),
         pause_s=1.0,
     )
-    tape.play(events.JobEnded(failed_vmids=(), error=""))
+    return tape.play(events.JobEnded(failed_vmids=(), error=""))
 
-    run = tape.run()
+
+def test_run_frozen_and_whole_has_every_phase_in_order() -> None:
+    run = frozen_and_whole().run()
     assert [(phase.phase, phase.length_s) for phase in run.phases] == [
         (Phase.LOCKING, 2.0),
         (Phase.PREPARING, 6.0),
@@ -133,6 +136,11 @@ def test_run_frozen_and_whole_has_every_phase_in_order() -> None:
     ]
     assert run.phases[0].began_wall_s == run.began_wall_s
     assert run.phases[-1].ended_wall_s == run.ended_wall_s
+
+
+def test_run_frozen_and_whole_has_all_that_was_told_of_it() -> None:
+    tape = frozen_and_whole()
+    run = tape.run()
     assert run.state is GuestState.OK
     assert (run.vm_name, run.mode, run.consistency, run.data_path) == (
         "db",
