@@ -25,6 +25,10 @@ def test_percentage_is_a_floor_and_100_for_nothing_to_do() -> None:
     assert (percent_of(999, 1000), percent_of(0, 0), percent_of(1, 3)) == (99, 100, 33)
 
 
+def test_more_done_than_there_is_to_do_is_100_percent() -> None:
+    assert percent_of(1180160, 1) == 100
+
+
 def test_line_waits_for_two_seconds_and_a_new_percentage() -> None:
     tracker = ProgressTracker()
     assert tracker.take(_look(10), elapsed_s=1.0) is None

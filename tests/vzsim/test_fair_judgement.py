@@ -51,6 +51,11 @@ from vzsim.token import Token
             "other-client/80025785/cancel-tool-after@store.open_intake#1,"
             "power-loss@files.fsync-directory#1",
         ),
+        (
+            "two thaws that fail beside a guest that panicked take three tries of the undo",
+            "thaw-fails-long/100008686/node.hold_global_lock#1:error-after,"
+            "power-loss@files.fsync#1,guest-panics@backup#1",
+        ),
     ],
 )
 def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:

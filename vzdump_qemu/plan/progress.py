@@ -12,8 +12,8 @@ LINE_PAUSE_S = 2.0
 
 
 def percent_of(amount: int, target: int) -> int:
-    """Floor of the share; a target of 0 is reached."""
-    return 100 if target <= 0 else amount * 100 // target
+    """Floor of the share; a target of 0 is reached, and none is more than reached."""
+    return min(100, amount * 100 // target) if target > 0 else 100
 
 
 class ProgressTracker:
