@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.stores.pbs.running_server import PatternDisk
 from vzdump_qemu.disk_ports import DiskOrigin
 from vzdump_qemu.formats.pbs import (
@@ -73,6 +75,12 @@ class ServedPbs:
         )
         with open(root / "etc/pve/storage.cfg", "a", encoding="utf-8") as file:
             file.write(f"\npbs: {storage_id}\n" + "".join(f"\t{line}\n" for line in options))
+
+    def announce(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the environment tell of it, and of nothing else."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("PBS_ENCRYPTION_PASSWORD", raising=False)
 
     def chunk_paths(self) -> list[Path]:
         return sorted(path for path in (self.directory / DATASTORE / ".chunks").glob("*/*"))

@@ -49,8 +49,7 @@ def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedPbs]:
 
 
 def named(pbs: ServedPbs, monkeypatch: pytest.MonkeyPatch) -> ServedPbs:
-    for name, value in pbs.environment.items():
-        monkeypatch.setenv(name, value)
+    pbs.announce(monkeypatch)
     return pbs
 
 

@@ -52,9 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPbs]:
 @pytest.fixture
 def pbs(server: ServedPbs, monkeypatch: pytest.MonkeyPatch) -> ServedPbs:
     """The server, known by the environment."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("PBS_ENCRYPTION_PASSWORD", raising=False)
+    server.announce(monkeypatch)
     return server
 
 
@@ -62,8 +60,7 @@ def pbs(server: ServedPbs, monkeypatch: pytest.MonkeyPatch) -> ServedPbs:
 def spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedPbs]:
     """Another server with one backup, for tests that damage it."""
     with served_pbs(tmp_path / "pbs") as served:
-        for name, value in served.environment.items():
-            monkeypatch.setenv(name, value)
+        served.announce(monkeypatch)
         upload(served.target(), DISKS, CONFIGS)
         yield served
 

@@ -45,8 +45,7 @@ def test_report_of_a_job_at_a_server_shows_the_backups_there(
 ) -> None:
     page = tmp_path / "report.html"
     with served_pbs(tmp_path / "pbs") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+        server.announce(monkeypatch)
         words = ("--root", lab, 100, "--repository", server.environment["PBS_REPOSITORY"])
         assert command(*words).code == 0
         assert command(*words, "--report", page).code == 0

@@ -34,9 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPbs]:
 @pytest.fixture
 def pbs(server: ServedPbs, monkeypatch: pytest.MonkeyPatch) -> ServedPbs:
     """The server, known by the environment."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("PBS_ENCRYPTION_PASSWORD", raising=False)
+    server.announce(monkeypatch)
     return server
 
 
@@ -243,8 +241,7 @@ def test_interrupted_restore_leaves_nothing(
     script = '[[fault]]\nkind = "hang"\nendpoint = "GET /chunk"\nfirst = 2\ncount = 0\n'
     images = lab.root / "var/lib/vz/images"
     with served_pbs(tmp_path / "pbs", script) as served:
-        for name, value in served.environment.items():
-            monkeypatch.setenv(name, value)
+        served.announce(monkeypatch)
         upload(
             served.target(), {"drive-scsi0": os.urandom(12 * MIB)}, [("qemu-server.conf", CONFIG)]
         )

@@ -34,12 +34,8 @@ def test_phases_are_those_of_2_4() -> None:
     }
 
 
-@pytest.mark.parametrize("mode", list(BackupMode))
-@pytest.mark.parametrize("phase", GUEST_PHASES)
-def test_guest_phase_has_three_arguments_and_the_whole_environment(
-    phase: HookPhase, mode: BackupMode
-) -> None:
-    facts = HookFacts(
+def _facts(mode: BackupMode) -> HookFacts:
+    return HookFacts(
         storage_id="local",
         dump_directory="/var/lib/vz/dump",
         mode=mode,
@@ -48,7 +44,14 @@ def test_guest_phase_has_three_arguments_and_the_whole_environment(
         target=ARCHIVE,
         log_path=LOG,
     )
-    call = make_hook_call(SCRIPT, phase, facts)
+
+
+@pytest.mark.parametrize("mode", list(BackupMode))
+@pytest.mark.parametrize("phase", GUEST_PHASES)
+def test_guest_phase_has_three_arguments_and_the_whole_environment(
+    phase: HookPhase, mode: BackupMode
+) -> None:
+    call = make_hook_call(SCRIPT, phase, _facts(mode))
     assert call.argv == (SCRIPT, phase.value, mode.value, "100")
     assert call.environment == {
         "STOREID": "local",
@@ -64,16 +67,7 @@ def test_guest_phase_has_three_arguments_and_the_whole_environment(
 @pytest.mark.parametrize("mode", list(BackupMode))
 @pytest.mark.parametrize("phase", JOB_PHASES)
 def test_job_phase_has_one_argument_and_nothing_of_a_vm(phase: HookPhase, mode: BackupMode) -> None:
-    facts = HookFacts(
-        storage_id="local",
-        dump_directory="/var/lib/vz/dump",
-        mode=mode,
-        vmid=100,
-        vm_name="web",
-        target=ARCHIVE,
-        log_path=LOG,
-    )
-    call = make_hook_call(SCRIPT, phase, facts)
+    call = make_hook_call(SCRIPT, phase, _facts(mode))
     assert call.argv == (SCRIPT, phase.value)
     assert call.environment == {
         "STOREID": "local",

@@ -26,8 +26,8 @@ from vzdump_qemu.node.layout import NodeLayout
 from vzdump_qemu.node.locks import hold_global_flock, hold_vm_flock, replace_file
 from vzdump_qemu.node.processes import ProcessTable
 from vzdump_qemu.node.upid import make_upid
-from vzdump_qemu.node.vm_sockets import VmSockets
-from vzdump_qemu.ports import Agent, Machine, Power, Qmp, Storages
+from vzdump_qemu.node.vm_sockets import SocketedMachine, VmSockets
+from vzdump_qemu.ports import Machine, Power, Storages
 from vzdump_qemu.qemu.request_ids import RequestIds
 
 BACKUP_LOCK = "backup"
@@ -37,7 +37,7 @@ _NEAR_MAX = 10
 _CONFIG_NAME = re.compile(r"([1-9][0-9]{2,8})\.conf")
 
 
-class LocalMachine:
+class LocalMachine(SocketedMachine):
     """`ports.Machine` for one VM of the node."""
 
     def __init__(
@@ -50,21 +50,17 @@ class LocalMachine:
         make_power: Callable[[LocalMachine], Power],
         has_backup_job: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._layout = layout
-        self._vmid = vmid
-        self._table = table
-        self._sockets = VmSockets(
+        sockets = VmSockets(
             vmid=vmid,
             qmp_path=layout.qmp_socket(vmid),
             agent_path=layout.agent_socket(vmid),
             request_ids=request_ids,
         )
+        super().__init__(sockets)
         self._power = make_power(self)
+        self._layout = layout
+        self._table = table
         self._has_backup_job = has_backup_job
-
-    @property
-    def vmid(self) -> int:
-        return self._vmid
 
     @property
     def power(self) -> Power:
@@ -73,15 +69,7 @@ class LocalMachine:
     @property
     def private_directory(self) -> str:
         """See `ports.Machine.private_directory`."""
-        return self._layout.private_directory(self._vmid)
-
-    def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
-        """See `ports.Machine.connect_qmp`."""
-        return self._sockets.connect_qmp(timeout_s=timeout_s)
-
-    def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
-        """See `ports.Machine.connect_agent`."""
-        return self._sockets.connect_agent(timeout_s=timeout_s)
+        return self._layout.private_directory(self.vmid)
 
     async def has_backup_job(self) -> bool:
         """See `ports.Machine.has_backup_job`."""
@@ -89,11 +77,11 @@ class LocalMachine:
 
     async def is_running(self) -> bool:
         """See `ports.Machine.is_running`."""
-        return self._table.find_qemu(self._layout.pid_file(self._vmid)) is not None
+        return self._table.find_qemu(self._layout.pid_file(self.vmid)) is not None
 
     def keep_alive(self) -> AbstractAsyncContextManager[None]:
         """See `ports.Machine.keep_alive`."""
-        return hold_event_daemon(self._layout.event_daemon_socket, vmid=self._vmid)
+        return hold_event_daemon(self._layout.event_daemon_socket, vmid=self.vmid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,8 +29,8 @@ from vzdump_qemu.node.socket_layout import VMID_MAX, VMID_MIN, SocketLayout, sta
 from vzdump_qemu.node.socket_power import SocketPower
 from vzdump_qemu.node.socket_storages import SocketStorages
 from vzdump_qemu.node.vm_description import describe_vm
-from vzdump_qemu.node.vm_sockets import VmSockets
-from vzdump_qemu.ports import Agent, CommandRunner, Machine, Power, Qmp, Storages
+from vzdump_qemu.node.vm_sockets import SocketedMachine, VmSockets
+from vzdump_qemu.ports import CommandRunner, Machine, Power, Storages
 from vzdump_qemu.qemu.request_ids import RequestIds
 from vzdump_qemu.qemu.unix_socket import connect_to_path
 
@@ -63,23 +63,19 @@ class SocketVmOptions:
     state_directory: str = ""
 
 
-class SocketMachine:
+class SocketMachine(SocketedMachine):
     """`ports.Machine` behind two sockets."""
 
     def __init__(self, layout: SocketLayout, vmid: int, request_ids: RequestIds) -> None:
-        self._layout = layout
-        self._vmid = vmid
-        self._sockets = VmSockets(
+        sockets = VmSockets(
             vmid=vmid,
             qmp_path=layout.qmp_socket,
             agent_path=layout.agent_socket,
             request_ids=request_ids,
         )
-        self._power = SocketPower(lambda timeout_s: self._sockets.connect_qmp(timeout_s=timeout_s))
-
-    @property
-    def vmid(self) -> int:
-        return self._vmid
+        super().__init__(sockets)
+        self._power = SocketPower(lambda timeout_s: self.connect_qmp(timeout_s=timeout_s))
+        self._layout = layout
 
     @property
     def power(self) -> Power:
@@ -89,14 +85,6 @@ class SocketMachine:
     def private_directory(self) -> str:
         """See `ports.Machine.private_directory`."""
         return self._layout.private_directory
-
-    def connect_qmp(self, *, timeout_s: float) -> AbstractAsyncContextManager[Qmp]:
-        """See `ports.Machine.connect_qmp`."""
-        return self._sockets.connect_qmp(timeout_s=timeout_s)
-
-    def connect_agent(self, *, timeout_s: float) -> AbstractAsyncContextManager[Agent]:
-        """See `ports.Machine.connect_agent`."""
-        return self._sockets.connect_agent(timeout_s=timeout_s)
 
     async def has_backup_job(self) -> bool:
         """See `ports.Machine.has_backup_job`; no QEMU is started for this VM."""
