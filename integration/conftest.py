@@ -1,6 +1,6 @@
 """What these tests need of the machine, said at the top of every run.
 
-Owns labs on the real QEMU and the guest built for them.
+Owns what is probed, and the guests and labs that are handed to the tests.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -27,16 +25,11 @@ from integration.probes import (
     why_no_loop,
     why_no_lvm,
 )
+from integration.real_lab import QEMU, RealLab
+from integration.scenario import DISKS, GuestDisk, WritingGuest
 from tests.contract.selection import BEHAVIOUR_MODULES
 
-if TYPE_CHECKING:
-    from integration.scenario import GuestDisk, WritingGuest
-
 pytest.register_assert_rewrite(*BEHAVIOUR_MODULES)
-
-QEMU = "qemu-system-x86_64"
-_TOOL = (sys.executable, "-m", "vzdump_qemu")
-
 
 _REAL_PBS_VARIABLES = ("VZDUMP_QEMU_REAL_PBS", "PBS_REPOSITORY", "PBS_PASSWORD", "PBS_FINGERPRINT")
 REAL_PBS_MISSING = (
@@ -164,65 +157,6 @@ def _covered(missing: str) -> str:
     return f"NOT covered: {missing}" if missing else "covered"
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How one command line ended, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-class RealLab:
-    """A lab whose VMs are run by the real QEMU."""
-
-    def __init__(self, root: Path, *, accelerator: str = "tcg") -> None:
-        self.root = root
-        self.accelerator = accelerator
-        self.dump = root / "var/lib/vz/dump"
-        self.run_directory = root / "var/run/qemu-server"
-
-    def config(self, vmid: int = 100) -> Path:
-        return self.root / f"etc/pve/qemu-server/{vmid}.conf"
-
-    def image(self, index: int = 0, *, vmid: int = 100, image_format: str = "raw") -> Path:
-        name = f"vm-{vmid}-disk-{index}.{image_format}"
-        return self.root / f"var/lib/vz/images/{vmid}/{name}"
-
-    def tool(self, *words: object) -> Ended:
-        done = subprocess.run(
-            [*_TOOL, *map(str, words)], capture_output=True, text=True, check=False, timeout=120
-        )
-        assert "Traceback" not in done.stderr
-        return Ended(done.returncode, done.stdout, done.stderr)
-
-    def must(self, *words: object) -> Ended:
-        ended = self.tool(*words)
-        assert ended.code == 0, ended.err
-        return ended
-
-    def create(self, *words: object) -> None:
-        self.must("lab", "create", self.root, "--vm", 100, "--qemu", QEMU, *words)
-        path = self.root / "etc/vzdump-qemu/lab.conf"
-        path.write_text(path.read_text().replace("accel: tcg", f"accel: {self.accelerator}"))
-
-    def processes(self) -> list[int]:
-        """Ids of the QEMU processes of this lab."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            # A process that has ended, and waits to be reaped, has no words any more.
-            program = words.split(b"\0", 1)[0]
-            if program.endswith(QEMU.encode()) and str(self.root).encode() in words:
-                found.append(int(entry.name))
-        return found
-
-
 @pytest.fixture(scope="session")
 def machine(request: pytest.FixtureRequest) -> Surroundings:
     return request.config.stash[_MACHINE]
@@ -249,7 +183,7 @@ def real_lab(machine: Surroundings) -> Iterator[RealLab]:
         yield lab
 
 
-MakeGuest = Callable[..., "WritingGuest"]
+MakeGuest = Callable[..., WritingGuest]
 
 
 @pytest.fixture(scope="module")
@@ -257,8 +191,6 @@ def make_guest(machine: Surroundings) -> Iterator[MakeGuest]:
     """Makes VMs 100 with guests that write in step, each in its own lab; see `scenario`."""
     if machine.guest is None:
         pytest.skip(machine.guest_missing)
-    from integration.scenario import DISKS, WritingGuest
-
     files = machine.guest
     with ExitStack() as labs:
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import pexpect
 import pexpect.socket_pexpect
 
-from integration.conftest import RealLab
 from integration.guest import LOGIN, GuestFiles
+from integration.real_lab import RealLab
 from integration.stock_qemu.monitor import Monitor
 
 MIB = 1 << 20

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import Ended, RealLab
+from integration.real_lab import Ended, RealLab
 from integration.stock_qemu.monitor import Monitor
 from vzdump_qemu.formats.pbs import (
     BackupGroup,

@@ -11,7 +11,8 @@ import os
 
 import pytest
 
-from integration.conftest import REAL_PBS_MISSING, RealLab
+from integration.conftest import REAL_PBS_MISSING
+from integration.real_lab import RealLab
 from integration.stock_qemu.monitor import Monitor
 from vzdump_qemu.formats.pbs import Repository
 from vzdump_qemu.units import MIB

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import RealLab
 from integration.probes import SYSTEM_PATH, why_no_iscsi, why_no_loop
+from integration.real_lab import RealLab
 from integration.socket_vm.conftest import vm as vm
 from integration.socket_vm.conftest import wait_until as wait_until
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from integration.conftest import RealLab
 from integration.guest import build_guest
 from integration.kill_nine.killing import Kill, kill_backups, wait_for_room
 from integration.probes import why_no_kvm
+from integration.real_lab import RealLab
 from integration.scenario import WritingGuest
 
 _BOOT_EVERY = 10

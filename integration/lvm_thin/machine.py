@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
-from integration.conftest import QEMU, Surroundings
+from integration.conftest import Surroundings
 from integration.guest import (
     BUSYBOX,
     NoGuest,
@@ -28,6 +28,7 @@ from integration.guest import (
     package_root,
 )
 from integration.probes import LVM_PROGRAMS, SYSTEM_PATH, why_no_lvm
+from integration.real_lab import QEMU
 
 # On a busy machine without KVM; alone it takes a minute.
 RUN_LIMIT_S = 900.0

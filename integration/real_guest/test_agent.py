@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import BootGuest, RealLab
+from integration.conftest import BootGuest
+from integration.real_lab import RealLab
 from vzdump_qemu import events
 from vzdump_qemu.api import join_ports
 from vzdump_qemu.engine.freeze import FreezeWindow

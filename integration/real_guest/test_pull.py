@@ -7,7 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from integration.conftest import BootGuest, RealLab
+from integration.conftest import BootGuest
+from integration.real_lab import RealLab
 
 BOOT_LIMIT_S = 60.0
 

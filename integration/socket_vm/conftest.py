@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import QEMU, Ended, RealLab
+from integration.real_lab import QEMU, Ended, RealLab
 from integration.stock_qemu.monitor import Monitor
 
 MIB = 1 << 20
@@ -53,6 +53,9 @@ class HandVm:
             assert self._process.poll() is None, "QEMU did not start"
             assert time.monotonic() < deadline_s, "QEMU made no socket"
             time.sleep(0.02)
+        # The socket is there before the disks are open (a LUKS key takes a while), and deaf so long.
+        with self.monitor():
+            pass
 
     def kill(self) -> None:
         if self._process is not None:

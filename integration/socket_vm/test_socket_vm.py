@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import RealLab
+from integration.real_lab import RealLab
 from integration.socket_vm.conftest import MIB, HandVm
 
 UUID = "0ddba11a-0000-4000-8000-00000000cafe"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from integration.conftest import RealLab
+from integration.real_lab import RealLab
 from vzdump_qemu.api import join_ports
 from vzdump_qemu.disk_ports import PIECE_BYTES, DiskOrigin
 from vzdump_qemu.engine.attachments import RunDisk

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from integration.conftest import RealLab
+from integration.real_lab import RealLab
 
 
 def _run_state(lab: RealLab) -> str:

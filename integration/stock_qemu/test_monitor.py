@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from integration.conftest import RealLab
+from integration.real_lab import RealLab
 from vzdump_qemu.errors import QmpCommandError, QmpUnreachable
 from vzdump_qemu.node.opening import open_node
 from vzdump_qemu.ports import Machine

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import RealLab
+from integration.real_lab import RealLab
 from integration.stock_qemu.monitor import Monitor
 
 MIB = 1 << 20
