@@ -53,7 +53,7 @@ class HandVm:
             assert self._process.poll() is None, "QEMU did not start"
             assert time.monotonic() < deadline_s, "QEMU made no socket"
             time.sleep(0.02)
-        # The socket is there before the disks are open (a LUKS key takes a while), and deaf so long.
+        # The socket is there before the disks are open, which takes LUKS a while; deaf so long.
         with self.monitor():
             pass
 
