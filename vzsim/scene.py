@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vzdump_qemu.units import MIB
@@ -297,9 +298,6 @@ class Scene:
         run = self.machine.process.backup.run if self.machine.run_state is not None else None
         return "backup" if run is not None and not self.others.has_foreign_job else ""
 
-    def command_ended(self, name: str, outcome: Any) -> None:
-        """Nothing to note."""
-
     def event_was_sent(self, name: str, data: Mapping[str, Any]) -> None:
         """QEMU spoke."""
         if name not in _QUIET_EVENTS:
@@ -364,13 +362,14 @@ class Scene:
         lock = self.node.lock_of(self.vmid)
         is_foreign = run is not None and self.others.has_foreign_job
         others_count = int(is_foreign) + len(self.others.leaked_fds)
+        ours = self._ours_among(self.files.files)
         return Rest(
             files={
-                path: bytes(file.content)
-                for path, file in sorted(self.files.files.items())
-                if path not in self._own_files and self._is_ours(path)
+                path: bytes(self.files.files[path].content)
+                for path in ours
+                if path not in self._own_files
             },
-            directories=tuple(sorted(filter(self._is_ours, self.files.directories))),
+            directories=self._ours_among(self.files.directories),
             lock="" if lock in (self.scenario.lock, self.others.taken_lock) else lock,
             foreign_lock=lock,
             open_descriptor_count=self.host.descriptors.open_count() - others_count,
@@ -390,11 +389,7 @@ class Scene:
             recorded_fleecing=tuple(self.node.fleecing_records.get(self.vmid, ())),
             stdout=bytes(self.store.stdout),
             server=None if self.server is None else self.server.look(self.older_marks),
-            undurable=tuple(
-                path
-                for path in sorted(self.files.files)
-                if self._is_ours(path) and not self.files.is_durable(path)
-            ),
+            undurable=tuple(path for path in ours if not self.files.is_durable(path)),
             journalled=tuple(
                 " ".join((reversal.kind.value, *reversal.names))
                 for journal in self.journals.journals.values()
@@ -402,9 +397,11 @@ class Scene:
             ),
         )
 
-    def _is_ours(self, path: str) -> bool:
-        """Whether a file or directory of the node is this VM's."""
-        return self._is_alone or vm_of_path(path) == self.vmid
+    def _ours_among(self, paths: Iterable[str]) -> tuple[str, ...]:
+        """Files or directories of the node that are this VM's, sorted."""
+        if not self._is_alone:
+            paths = [path for path in paths if vm_of_path(path) == self.vmid]
+        return tuple(sorted(paths))
 
     def dissolve(self) -> None:
         """Nobody looks at this world again: all that its parts know of each other goes."""
@@ -474,6 +471,8 @@ class Scene:
         return any(block.backend(name) is None for name in self._disk_paths)
 
 
+# More than there are files on a node: each is asked about time and again.
+@lru_cache(maxsize=4096)
 def vm_of_path(path: str) -> int:
     """Whose a file of the node is by its name; 0 for nobody's."""
     found = _VM_IN_PATH.search(path)

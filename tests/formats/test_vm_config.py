@@ -346,3 +346,14 @@ def test_parse_property_of_a_later_platform_keeps_the_disk() -> None:
 
 def test_parse_fraction_of_a_second_for_a_migration_is_no_warning() -> None:
     assert parse_vm_config(b"migrate_downtime: 0.1\n", vmid=100).warnings == ()
+
+
+def test_parse_of_a_text_that_was_read_before_gives_what_nobody_can_have_changed() -> None:
+    raw = b"scsi0: a:b,size=1G\n[PENDING]\ncores: 2\n[snap1]\ncores: 1\n"
+    config = parse_vm_config(raw, vmid=100)
+    mappings = (config.options, config.pending, config.snapshots, config.special)
+    for mapping in (*mappings, config.snapshots["snap1"], config.drives[0].options):
+        with pytest.raises(TypeError):
+            mapping["name"] = "web"  # type: ignore[index]
+    assert parse_vm_config(raw, vmid=100) == config
+    assert parse_vm_config(raw, vmid=101).vmid == 101

@@ -181,7 +181,7 @@ def test_torn_page_is_found() -> None:
         if second.mark.versions[key][-1] == versions[-1]:
             continue
         disk_index, page_index = key
-        offset = guest_files.page_offset(len(first.images[disk_index]), page_index)
+        offset = guest_files.page_offsets(len(first.images[disk_index]))[page_index]
         middle, end = offset + guest_files.PAGE_BYTES // 2, offset + guest_files.PAGE_BYTES
         torn = bytearray(first.images[disk_index])
         torn[middle:end] = second.images[disk_index][middle:end]
@@ -205,7 +205,7 @@ def test_page_that_stayed_behind_is_found() -> None:
         if is_redone or settled[-1] == first.mark.versions[key][-1]:
             continue
         disk_index, page_index = key
-        offset = guest_files.page_offset(len(second.images[disk_index]), page_index)
+        offset = guest_files.page_offsets(len(second.images[disk_index]))[page_index]
         image = bytearray(second.images[disk_index])
         old = guest_files.encode_page(versions[0], key)
         image[offset : offset + guest_files.PAGE_BYTES] = old
@@ -260,7 +260,7 @@ def test_guest_that_was_quiet_is_expected_clean_although_nobody_says_frozen() ->
 @pytest.mark.parametrize("size_bytes", [25088, 65536, 131584, 1114112])
 def test_pages_lie_apart_and_inside(size_bytes: int) -> None:
     count = guest_files.page_count(size_bytes)
-    offsets = [guest_files.page_offset(size_bytes, at) for at in range(count)]
+    offsets = list(guest_files.page_offsets(size_bytes))
     ends = [offset + guest_files.PAGE_BYTES for offset in offsets]
     assert count >= 4 and ends[-1] <= size_bytes
     assert all(end <= offset for end, offset in zip(ends, offsets[1:], strict=False))
@@ -285,7 +285,7 @@ def _formatted() -> list[bytearray]:
         _put(image, 0, guest_files.encode_superblock(block, index, 2))
         for at in range(guest_files.page_count(len(image))):
             page = guest_files.encode_page(Version(0, 0), (index, at))
-            _put(image, guest_files.page_offset(len(image), at), page)
+            _put(image, guest_files.page_offsets(len(image))[at], page)
     return images
 
 

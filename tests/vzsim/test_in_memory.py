@@ -111,11 +111,11 @@ def test_refused_command_raises_the_error_of_the_reply() -> None:
 def test_second_client_waits_and_is_refused_after_its_time() -> None:
     async def take_turns() -> float:
         turn = OneClient()
-        await turn.enter(1.0, QmpUnreachable("held"))
+        await turn.enter(1.0, lambda: QmpUnreachable("held"))
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         with pytest.raises(QmpUnreachable):
-            await turn.enter(3.0, QmpUnreachable("held"))
+            await turn.enter(3.0, lambda: QmpUnreachable("held"))
         return loop.time() - began_s
 
     assert run_simulated(take_turns()) == pytest.approx(3.0, abs=0.01)
@@ -127,7 +127,7 @@ def test_waiting_clients_get_their_turn_in_the_order_they_came() -> None:
 
         async def use(number: int) -> None:
             await asyncio.sleep(0.01 * number)
-            await turn.enter(10.0, QmpUnreachable("held"))
+            await turn.enter(10.0, lambda: QmpUnreachable("held"))
             order.append(number)
             await asyncio.sleep(1.0)
             turn.leave()

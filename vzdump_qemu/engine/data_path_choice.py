@@ -98,12 +98,15 @@ def _missing_drivers(schema: Sequence[Mapping[str, Any]]) -> str:
     """A build may leave drivers out; the schema tells, whatever the version says."""
     has_driver = has_members = False
     for entity in schema:
-        match entity.get("meta-type"):
-            case "enum":
-                has_driver = has_driver or _PULL_DRIVER in entity.get("values", ())
-            case "object":
-                members = {str(member.get("name", "")) for member in entity.get("members", ())}
-                has_members = has_members or members >= _PULL_MEMBERS
+        kind = entity.get("meta-type")
+        if kind == "enum":
+            has_driver = has_driver or _PULL_DRIVER in entity.get("values", ())
+        elif kind == "object" and not has_members:
+            members = entity.get("members", ())
+            if len(members) >= len(_PULL_MEMBERS):
+                has_members = {str(member.get("name", "")) for member in members} >= _PULL_MEMBERS
+        if has_driver and has_members:
+            return ""
     if not has_driver:
         return f"it has no block driver '{_PULL_DRIVER}'"
-    return "" if has_members else "its 'copy-before-write' cannot spare the guest"
+    return "its 'copy-before-write' cannot spare the guest"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vzdump_qemu.errors import ConfigError
 from vzdump_qemu.formats.property_string import (
@@ -137,11 +138,13 @@ def parse_drive(key: str, text: str, *, vmid: int) -> DriveConfig:
         size_bytes=parse_size(size_text) if size_text else None,
         format=raw.get("format", ""),
         iothread=bool(values.get("iothread", False)),
-        options={
-            name: value
-            for name, value in raw.items()
-            if name != "file" and name not in _OLD_GEOMETRY
-        },
+        options=MappingProxyType(
+            {
+                name: value
+                for name, value in raw.items()
+                if name != "file" and name not in _OLD_GEOMETRY
+            }
+        ),
         is_cloud_init=_CLOUD_INIT.fullmatch(volid) is not None,
     )
 

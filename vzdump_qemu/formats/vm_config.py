@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 from urllib.parse import unquote_to_bytes
 
 from vzdump_qemu.errors import ConfigError
@@ -42,6 +44,8 @@ _BLANKS = " \t\r\n\f\v"
 _LIST_SEPARATORS = re.compile(r"[\s,;]+")
 _KEY_ALIASES = {"cdrom": "ide2"}
 _DRIVE_KEYS = frozenset(DRIVE_KEYS)
+# A run reads its VM's file several times, and other runs theirs meanwhile. (Files may be large.)
+_MEMO_COUNT = 64
 _UNUSED_KEYS = tuple(f"unused{index}" for index in range(UNUSED_COUNT))
 
 
@@ -99,6 +103,11 @@ def parse_vm_config(raw: bytes, *, vmid: int) -> VmConfig:
     Lines that are not understood cost a warning, never an error; bytes that are no UTF-8 are
     kept as escapes like ``\\xff``.
     """
+    return _parse(raw, vmid)
+
+
+@lru_cache(maxsize=_MEMO_COUNT)
+def _parse(raw: bytes, vmid: int) -> VmConfig:
     parser = _Parser(vmid=vmid)
     for line in raw.decode("utf-8", errors="backslashreplace").split("\n"):
         parser.feed(line)
@@ -108,7 +117,7 @@ def parse_vm_config(raw: bytes, *, vmid: int) -> VmConfig:
     return VmConfig(
         vmid=vmid,
         warnings=tuple(parser.warnings),
-        options=main,
+        options=MappingProxyType(main),
         name=main.get("name", ""),
         lock=main.get("lock", ""),
         template=parse_boolean(main.get("template", "0")),
@@ -117,9 +126,9 @@ def parse_vm_config(raw: bytes, *, vmid: int) -> VmConfig:
         drives=tuple(parser.drives[key] for key in DRIVE_KEYS if key in parser.drives),
         unused=tuple((key, main[key]) for key in _UNUSED_KEYS if key in main),
         description=description,
-        pending=parser.pending,
-        snapshots=parser.snapshots,
-        special=parser.special,
+        pending=MappingProxyType(parser.pending),
+        snapshots=_sealed(parser.snapshots),
+        special=_sealed(parser.special),
         fleecing_images=tuple(
             volid
             for volid in _LIST_SEPARATORS.split(
@@ -128,6 +137,11 @@ def parse_vm_config(raw: bytes, *, vmid: int) -> VmConfig:
             if volid
         ),
     )
+
+
+def _sealed(sections: Mapping[str, Mapping[str, str]]) -> Mapping[str, Mapping[str, str]]:
+    """One value serves all who read the same text: nobody may change it."""
+    return MappingProxyType({name: MappingProxyType(part) for name, part in sections.items()})
 
 
 def decode_description(text: str) -> str:

@@ -148,13 +148,26 @@ class _RunRecorder:
     """One run."""
 
     def __init__(self, vmid: int) -> None:
-        self._run = RunRecord(vmid=vmid)
-        self._phases: list[PhaseRecord] = []
+        self._vmid = vmid
+        # By the record's own names; made into a record only for whoever asks for one.
+        self._facts: dict[str, Any] = {}
+        # Each with its begin: it lasts until the next one, the last until what is heard last.
+        self._phases: list[tuple[Phase, float]] = []
+        self._heard_s = 0.0
         self._samples = _Samples()
         self._target_bytes: int | None = None
 
     def record(self) -> RunRecord:
-        return replace(self._run, phases=tuple(self._phases), samples=tuple(self._samples.kept))
+        ends = [began_wall_s for _, began_wall_s in self._phases[1:]] + [self._heard_s]
+        return RunRecord(
+            vmid=self._vmid,
+            phases=tuple(
+                PhaseRecord(phase=phase, began_wall_s=began_wall_s, ended_wall_s=ended_wall_s)
+                for (phase, began_wall_s), ended_wall_s in zip(self._phases, ends, strict=False)
+            ),
+            samples=tuple(self._samples.kept),
+            **self._facts,
+        )
 
     def fail(self) -> None:
         """The job counts it as failed, whatever else was heard."""
@@ -164,29 +177,30 @@ class _RunRecorder:
         self._follow(event, wall_s)
         text = _warning_text(event)
         if text:
-            self._set(warnings=_append(self._run.warnings, text))
+            self._set(warnings=_append(self._facts.get("warnings", ()), text))
         self._take_course(event, wall_s)
         self._take_facts(event)
         self._take_freeze(event, wall_s)
         self._take_transfer(event, wall_s)
 
     def _set(self, **changes: Any) -> None:
-        self._run = replace(self._run, **changes)
+        self._facts |= changes
+
+    def _add(self, **items: Any) -> None:
+        """One more of what there are several of."""
+        for name, item in items.items():
+            self._facts[name] = (*self._facts.get(name, ()), item)
 
     def _follow(self, event: Event, wall_s: float) -> None:
         """Lengthen the phase the run is in, or begin the next one."""
         if isinstance(event, events.RunStarted):
-            self._begin(Phase.LOCKING, wall_s)
+            self._phases.append((Phase.LOCKING, wall_s))
+        if not self._phases or "ended_wall_s" in self._facts:
             return
-        if not self._phases or self._run.ended_wall_s is not None:
-            return
-        last = self._phases[-1] = replace(self._phases[-1], ended_wall_s=wall_s)
+        self._heard_s = wall_s
         phase = _PHASES.get(type(event))
-        if phase is not None and phase is not last.phase:
-            self._begin(phase, wall_s)
-
-    def _begin(self, phase: Phase, wall_s: float) -> None:
-        self._phases.append(PhaseRecord(phase=phase, began_wall_s=wall_s, ended_wall_s=wall_s))
+        if phase is not None and phase is not self._phases[-1][0]:
+            self._phases.append((phase, wall_s))
 
     def _take_course(self, event: Event, wall_s: float) -> None:
         match event:
@@ -205,7 +219,6 @@ class _RunRecorder:
                 )
 
     def _take_facts(self, event: Event) -> None:
-        run = self._run
         match event:
             case events.StatusSeen():
                 self._set(was_running=event.running)
@@ -215,10 +228,10 @@ class _RunRecorder:
                 self._set(vm_name=event.vm_name)
             case events.DiskIncluded():
                 disk = DiskRecord(key=event.key, volid=event.volid, size_text=event.size_text)
-                self._set(disks=(*run.disks, disk))
+                self._add(disks=disk)
             case events.DiskExcluded():
                 disk = DiskRecord(key=event.key, volid=event.volid, excluded_reason=event.reason)
-                self._set(disks=(*run.disks, disk))
+                self._add(disks=disk)
             case events.DataPathChosen():
                 self._set(data_path=event.name, data_path_reason=event.reason)
             case events.EncryptionEnabled():
@@ -228,12 +241,12 @@ class _RunRecorder:
             case events.VmContinued() if event.downtime_s is not None:
                 self._set(downtime_s=event.downtime_s)
             case events.BackupRemoving():
-                self._set(removed_names=(*run.removed_names, event.name))
-            case events.BackupRemovalFailed() if run.removed_names:
-                self._set(removed_names=run.removed_names[:-1])
+                self._add(removed_names=event.name)
+            case events.BackupRemovalFailed() if "removed_names" in self._facts:
+                self._set(removed_names=self._facts["removed_names"][:-1])
 
     def _take_freeze(self, event: Event, wall_s: float) -> None:
-        freeze = self._run.freeze
+        freeze: FreezeRecord | None = self._facts.get("freeze")
         match event:
             case events.FreezeSkipped():
                 self._set(freeze_skip=event.reason)

@@ -46,10 +46,11 @@ def _check_independence(batch: BatchEvidence) -> list[str]:
     """What happened to one VM costs no other its backup."""
     if batch.ending in _CUT:
         return []
+    failed_vmids = batch.failed_vmids
     return [
         f"vm{vmid} failed although nothing happened to it: {evidence.error}"
         for vmid, evidence in batch.evidences.items()
-        if vmid in batch.failed_vmids
+        if vmid in failed_vmids
         and not evidence.triggered
         and str(vmid) not in batch.scenario.failing
     ]

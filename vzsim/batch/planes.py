@@ -62,13 +62,14 @@ class _Part(Plane):
         super().__init__(script, log, prefix=prefix)
         self._whole = whole
         self._vmid = vmid
+        self._on_visit = whole.on_visit
 
     def kill(self) -> None:
         """As the plane says, everywhere."""
         self._whole.kill()
 
     def _visit(self, site: str, family: Family) -> tuple[str, list[Fault]]:
-        self._whole.on_visit(self._vmid)
+        self._on_visit(self._vmid)
         return super()._visit(site, family)
 
 
@@ -94,7 +95,7 @@ class Planes:
     ) -> None:
         self._log = log
         self.on_visit = on_visit
-        scripts = split_script(script, vmids)
+        self._scripts = scripts = split_script(script, vmids)
         nothing = FaultScript()
         self.job: Plane = _Part(self, 0, scripts.get(0, nothing), log, prefix=prefix)
         self.of_vm: Mapping[int, Plane] = {
@@ -116,6 +117,11 @@ class Planes:
         """The job's (0), then every VM's."""
         yield 0, self.job
         yield from self.of_vm.items()
+
+    def let_act(self, actors_of: Callable[[int], Mapping[Kind, Callable[[float], None]]]) -> None:
+        """Let others act at the moments that the script names; few VMs have one of those."""
+        for vmid in self._scripts:
+            self.plane_of(vmid).actors = actors_of(vmid)
 
     @property
     def is_dead(self) -> bool:

@@ -129,8 +129,7 @@ class BatchTrial:
         attempt = _Attempt(
             index=index, vmids=tuple(vmids), planes=[planes], began_s=self._loop.time()
         )
-        for vmid, plane in planes.each():
-            plane.actors = world.actors_of(vmid)
+        planes.let_act(world.actors_of)
         for scene in world.scenes.values():
             attempt.still[scene.vmid] = scene.begin_attempt()
             scene.writer.start()
@@ -226,7 +225,7 @@ class BatchTrial:
         elif attempt.result_of(vmid) is None and scenario.expect != "ok":
             # Whether the job fails as it should is for `judging`.
             expect = attempt.error
-        own = split_script(scenario.faults, attempt.vmids)
+        own = split_script(scenario.faults, (vmid,))
         return replace(
             scenario,
             faults=own.get(vmid, FaultScript()) + own.get(0, FaultScript()),
@@ -278,8 +277,7 @@ class BatchTrial:
             planes = Planes(
                 script, world.log, (vmid,), prefix=RECOVERY_PREFIX, on_visit=world.touched
             )
-            for _, plane in planes.each():
-                plane.actors = world.actors_of(vmid)
+            planes.let_act(lambda _: world.actors_of(vmid))
             self._planes.append(planes)
             attempt.planes.append(planes)
             watch_all_files(self._guardian_planes, world.common.files)

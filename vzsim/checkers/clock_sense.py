@@ -8,12 +8,12 @@ tool tells must come from the clock that does not jump. Failure mode 83.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from vzsim.evidence import Evidence
 
-_TIME_IN_NAME = re.compile(r"-(\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d)\.")
-_TIME_FORMAT = "%Y_%m_%d-%H_%M_%S"
+_TIME_IN_NAME = re.compile(r"-(\d{4})_(\d\d)_(\d\d)-(\d\d)_(\d\d)_(\d\d)\.")
 _LENGTH_FIELD = "duration_s="
 _TOLD_LENGTH = re.compile(rf"\b{_LENGTH_FIELD}(-?[0-9.e+-]+)")
 # Names have whole seconds.
@@ -25,7 +25,7 @@ def check(evidence: Evidence) -> list[str]:
     found = []
     for path in evidence.new_archives():
         match = _TIME_IN_NAME.search(path)
-        if match and not _was_shown(evidence, datetime.strptime(match[1], _TIME_FORMAT)):
+        if match and not _was_shown(evidence, _time_of(match.groups())):
             found.append(f"{path} is named after a time at which the tool did not run")
     for line in evidence.observed.public_lines:
         if _LENGTH_FIELD not in line:
@@ -36,6 +36,10 @@ def check(evidence: Evidence) -> list[str]:
                     f"a length of {float(text):.1f} s is told, {evidence.duration_s:.1f} s passed"
                 )
     return found
+
+
+def _time_of(parts: Sequence[str]) -> datetime:
+    return datetime.fromisoformat("{}-{}-{}T{}:{}:{}".format(*parts))
 
 
 def _was_shown(evidence: Evidence, time: datetime) -> bool:

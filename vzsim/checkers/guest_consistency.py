@@ -63,7 +63,9 @@ def judge_images(images: Sequence[Bytes], mark: GuestMark, *, says_frozen: bool)
         )
     for key, versions in mark.versions.items():
         # Oldest first, and most often the last is the one.
-        wanted = next(each for each in reversed(versions) if each.seq <= mounted.last_seq)
+        wanted = versions[-1]
+        if wanted.seq > mounted.last_seq:
+            wanted = next(each for each in reversed(versions) if each.seq <= mounted.last_seq)
         have = mounted.pages.get(key)
         if have is not None and have != wanted and have.seq <= mounted.last_seq:
             disk_index, page_index = key

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from vzdump_qemu.errors import PbsError
@@ -170,8 +171,7 @@ class Datastore:
 
     def manifest(self, place: Place, backup: BackupRef) -> Manifest:
         """The manifest. Raises: OSError, PbsError."""
-        encoded = self.read_file(place, backup, MANIFEST_NAME)
-        return decode_manifest(BlobDecoder().decode(encoded))
+        return _decode_manifest(self.read_file(place, backup, MANIFEST_NAME))
 
     def change_unprotected(
         self, place: Place, backup: BackupRef, change: Callable[[Unprotected], Unprotected]
@@ -225,3 +225,9 @@ class Datastore:
         except PbsError as error:
             raise ApiError(error.message) from error
         self.files.write(path, encoded)
+
+
+# Every look at a backup reads it anew.
+@lru_cache(maxsize=16)
+def _decode_manifest(encoded: bytes) -> Manifest:
+    return decode_manifest(BlobDecoder().decode(encoded))

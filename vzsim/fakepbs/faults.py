@@ -110,6 +110,8 @@ class Faults:
 
     def take(self, endpoint: str, *kinds: FaultKind) -> Fault | None:
         """The fault of one of these kinds that strikes here, if any; each entry counts this."""
+        if not self._entries:
+            return None
         fitting = [
             entry
             for entry in self._entries

@@ -87,6 +87,8 @@ class Http2Server:
                 # Ours are written as they must be; only a client's are checked.
                 validate_outbound_headers=False,
                 normalize_outbound_headers=False,
+                # It would join cookies, of which there are none.
+                normalize_inbound_headers=False,
             ),
             self._take_data,
         )

@@ -8,15 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from vzdump_qemu.formats.pbs.names import SAFE_ID_PATTERN
 from vzsim.fakepbs.requests import ApiError, Request, read_parameters
 
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True,
     "0": False, "false": False, "no": False, "off": False,
 }  # fmt: skip
+
+
+# One backup says the same names again and again; none is longer than a shape allows.
+@lru_cache(maxsize=256)
+def _fits(pattern: str, text: str) -> bool:
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
 
 
 class Shape(Protocol):
@@ -37,7 +45,7 @@ class Integer:
     def read(self, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError("Expected integer value.")
-        if isinstance(value, str) and not re.fullmatch(r"[+-]?[0-9]{1,20}", value):
+        if isinstance(value, str) and not _INTEGER.fullmatch(value):
             raise ValueError("invalid digit found in string")
         number = int(value)
         if number < self.value_min:
@@ -59,7 +67,7 @@ class Text:
             raise ValueError("Expected string value.")
         if len(value) > self.letters_max:
             raise ValueError(f"value may only be {self.letters_max} characters long")
-        if not re.fullmatch(self.pattern, value, re.DOTALL):
+        if not _fits(self.pattern, value):
             raise ValueError("value does not match the regex pattern")
         return value
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -125,10 +126,15 @@ def _read_json(body: bytes) -> dict[str, Any]:
 
 def _read_pairs(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, value in parse_qsl(text, keep_blank_values=True):
+    for name, value in _split_pairs(text):
         if name in found:
             earlier = found[name]
             found[name] = [*earlier, value] if isinstance(earlier, list) else [earlier, value]
         else:
             found[name] = value
     return found
+
+
+@lru_cache(maxsize=64)
+def _split_pairs(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(parse_qsl(text, keep_blank_values=True))

@@ -20,8 +20,8 @@ from vzdump_qemu.formats.pbs.digest import chunk_digest
 from vzsim.fakepbs.requests import ApiError, Request
 
 _T = TypeVar("_T")
-# A few bytes stand for a whole chunk of zeroes, which clients send for every disk.
-_SMALL_BYTES = 1024
+# Little may stand for much, as for a chunk of zeroes, and comes again with every disk and backup.
+_SHORT_BYTES = 256 * 1024
 
 
 class Offload(Protocol):
@@ -63,34 +63,45 @@ class UploadedChunk:
         try:
             parsed = DataBlob.parse(self.request.body)
             if not parsed.kind.is_encrypted:
-                self._check_content(parsed)
+                self._check_content(self.request.body)
         except PbsError as error:
             raise ApiError(error.message) from error
         crc = isal_zlib.crc32(parsed.payload)
         return self.request.body if crc == parsed.crc else replace(parsed, crc=crc).to_bytes()
 
-    def _check_content(self, parsed: DataBlob) -> None:
-        is_small = self.encoded_bytes <= _SMALL_BYTES
-        found = _describe_small(bytes(self.request.body)) if is_small else _describe(parsed)
-        content_bytes, digest = found
-        if content_bytes != self.content_bytes:
+    def _check_content(self, encoded: bytes) -> None:
+        held = hold(encoded)
+        if len(held.content) != self.content_bytes:
             raise ApiError(
-                f"detected chunk with wrong length ({self.content_bytes} != {content_bytes})"
+                f"detected chunk with wrong length ({self.content_bytes} != {len(held.content)})"
             )
-        if digest != self.digest:
+        if held.digest != self.digest:
             raise ApiError("detected chunk with wrong digest.")
 
 
-def _describe(parsed: DataBlob) -> tuple[int, bytes]:
-    """Length and digest of what a chunk holds. Raises: PbsError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldChunk:
+    """What a chunk that is not encrypted holds, whatever its sum says."""
+
+    content: bytes = field(repr=False)
+    digest: bytes
+
+
+def hold(encoded: bytes) -> HeldChunk:
+    """Decode a chunk that is not encrypted. Raises: PbsError."""
+    return _hold_short(encoded) if len(encoded) <= _SHORT_BYTES else _hold(encoded)
+
+
+def _hold(encoded: bytes) -> HeldChunk:
     # The sum is made anew, so the one that was sent may be wrong.
+    parsed = DataBlob.parse(encoded)
     content = BlobDecoder().decode_summed(parsed, content_bytes_max=layout.CHUNK_BYTES_MAX)
-    return len(content), chunk_digest(content)
+    return HeldChunk(content=bytes(content), digest=chunk_digest(content))
 
 
-@lru_cache(maxsize=64)
-def _describe_small(encoded: bytes) -> tuple[int, bytes]:
-    return _describe(DataBlob.parse(encoded))
+@lru_cache(maxsize=16)
+def _hold_short(encoded: bytes) -> HeldChunk:
+    return _hold(encoded)
 
 
 def check_data_blob(request: Request, encoded_bytes: int) -> bytes:

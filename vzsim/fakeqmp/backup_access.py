@@ -68,6 +68,8 @@ class BackupAccess:
 
     def note_write(self, device_id: str, offset_bytes: int, length_bytes: int) -> None:
         """A guest write, for the bitmaps."""
+        if not self._bitmaps:
+            return
         first = offset_bytes // _BITMAP_GRANULARITY_BYTES
         end = ceil_div(offset_bytes + length_bytes, _BITMAP_GRANULARITY_BYTES)
         for (owner, name), dirty in self._bitmaps.items():

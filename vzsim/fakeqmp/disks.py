@@ -64,8 +64,9 @@ class DiskContent:
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
         """That many bytes, or fewer where the disk ends."""
-        left_bytes = max(self._size_bytes - offset_bytes, 0)
-        return _read(self._blocks, offset_bytes, min(length_bytes, left_bytes))
+        if offset_bytes + length_bytes > self._size_bytes:
+            length_bytes = max(self._size_bytes - offset_bytes, 0)
+        return _read(self._blocks, offset_bytes, length_bytes)
 
     def __getitem__(self, part: slice) -> bytes:
         begin, end, step = part.indices(self._size_bytes)
@@ -124,9 +125,8 @@ class MemoryDisk:
 
     def write(self, offset_bytes: int, data: Bytes) -> None:
         length_bytes = len(data)
-        end_bytes = offset_bytes + length_bytes
-        if end_bytes > self._size_bytes:
-            self._size_bytes = end_bytes
+        if offset_bytes + length_bytes > self._size_bytes:
+            self._size_bytes = offset_bytes + length_bytes
         index, within = divmod(offset_bytes, BLOCK_BYTES)
         if within + length_bytes <= BLOCK_BYTES:
             self._put(index, within, data)

@@ -18,8 +18,8 @@ def command_of(value: Any, *, oob_enabled: bool) -> str:
     if not isinstance(value, dict):
         raise CommandError("QMP input must be a JSON object")
     name = value.get("execute")
-    has_good_arguments = isinstance(value.get("arguments", value), dict)
-    if isinstance(name, str) and has_good_arguments and value.keys() <= _PLAIN_MEMBERS:
+    has_good_arguments = type(value.get("arguments", value)) is dict
+    if type(name) is str and has_good_arguments and value.keys() <= _PLAIN_MEMBERS:
         return name  # most often; what follows tells what is wrong
     if oob_enabled and "execute" in value and "exec-oob" in value:
         raise CommandError("QMP input member 'execute' clashes with 'exec-oob'")

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.schema import Dialect
@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from vzsim.fakeqmp.machine import Machine
 
 
-class _Request(NamedTuple):
-    device_id: str
-    offset_bytes: int
-    data: bytes
-    done: Callable[[int], None]
+_Request = tuple[str, int, bytes, Callable[[int], None]]
+"""Device id, offset in bytes, what to write, whom to tell."""
 
 
 class GuestRequests:
@@ -38,35 +35,33 @@ class GuestRequests:
         self, device_id: str, offset_bytes: int, data: bytes, done: Callable[[int], None]
     ) -> None:
         """A write of the guest; `done` gets 0 or an errno, perhaps much later."""
-        self._try(_Request(device_id, offset_bytes, data, done))
+        request = device_id, offset_bytes, data, done
+        self._machine.guest_write(device_id, offset_bytes, data, partial(self._ended, request))
 
     def machine_runs(self) -> None:
         """The machine goes on: kept requests are tried again."""
         if self._kept:
             kept, self._kept = self._kept, []
-            for request in kept:
-                backend = self._machine.block.backend_of(request.device_id)
+            for device_id, *_ in kept:
+                backend = self._machine.block.backend_of(device_id)
                 if backend is not None:
                     backend.io_status = "ok"
             self._machine.timebase.call_later(0.0, lambda: self._try_all(kept))
 
     def _try_all(self, requests: list[_Request]) -> None:
-        for request in requests:
-            self._try(request)
-
-    def _try(self, request: _Request) -> None:
-        device_id, offset_bytes, data, _ = request
-        self._machine.guest_write(device_id, offset_bytes, data, partial(self._ended, request))
+        for device_id, offset_bytes, data, done in requests:
+            self.submit(device_id, offset_bytes, data, done)
 
     def _ended(self, request: _Request, errno_code: int) -> None:
         if errno_code == errno.ENOSPC:
             self._stop_for(request)
         else:
-            request.done(errno_code)
+            done = request[3]
+            done(errno_code)
 
     def _stop_for(self, request: _Request) -> None:
         machine = self._machine
-        backend = machine.block.backend_of(request.device_id)
+        backend = machine.block.backend_of(request[0])
         node = backend.node if backend else None
         data: dict[str, Any] = {
             "device": backend.device_id if backend else "",

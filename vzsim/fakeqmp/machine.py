@@ -177,7 +177,8 @@ class Machine:
 
     def emit(self, name: str, data: dict[str, Any] | None = None) -> None:
         """Send an event to every monitor whose client has negotiated."""
-        if self.is_dead:
+        hearing = [monitor for monitor in self.monitors if monitor.negotiated]
+        if self.is_dead or not hearing:
             return
         seconds, fraction = divmod(self.timebase.now_s(), 1)
         message: dict[str, Any] = {
@@ -186,9 +187,8 @@ class Machine:
         }
         if data is not None:
             message["data"] = data
-        for monitor in self.monitors:
-            if monitor.negotiated:
-                monitor.send(message)
+        for monitor in hearing:
+            monitor.send(message)
 
     def carry_out(self, monitor: Monitor, name: str, arguments: Mapping[str, Any]) -> Any:
         """Carry out one command; a value, or a `Pending`. Raises: CommandError."""
@@ -228,16 +228,17 @@ class Machine:
         run = self.backup.run
         self.backup.note_write(device_id, offset_bytes, len(data))
         backend = self.block.backend_of(device_id)
-        if backend is None or backend.node is None:
+        node = None if backend is None else backend.node
+        if node is None:
             done(errno.ENODEV)
         elif run is not None and run.covers(device_id):
-            backend.node.note_write(offset_bytes, len(data))
-            if backend.node.source is not backend.node:
-                backend.node.source.note_write(offset_bytes, len(data))
+            node.note_write(offset_bytes, len(data))
+            if node.source is not node:
+                node.source.note_write(offset_bytes, len(data))
             run.guest_write(device_id, offset_bytes, data, done)
         else:
             try:
-                backend.node.write(offset_bytes, data)
+                node.write(offset_bytes, data)
             except OSError as error:
                 done(error.errno or errno.EIO)
                 return

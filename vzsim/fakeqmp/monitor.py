@@ -8,7 +8,7 @@ Source: recorded sessions ``pve-hello``, ``pve-protocol``, ``pve-fd-errors``, ``
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vzdump_qemu.errors import ConfigError
@@ -41,7 +41,8 @@ class FdTable:
 
     def arrive(self, fds: Sequence[int]) -> None:
         """Descriptors that came with the message about to be carried out."""
-        self._close_arrived()
+        if self._arrived:
+            self._close_arrived()
         if fds:
             self._arrived = list(fds)
 
@@ -141,14 +142,13 @@ class Monitor:
             carried = tuple(self._carried_fds) if is_last else ()
             if is_last:
                 self._carried_fds.clear()
-            self._ask(content, carried)
+            self._machine.dispatcher.add(Request(self, self.connection_index, content, carried))
 
     def take(self, message: Any, fds: Sequence[int] = ()) -> None:
         """One message of a client in this process, with its descriptors; it becomes ours."""
-        self._ask(wire.Message(message), tuple(fds))
-
-    def _ask(self, content: wire.Message | wire.ParseFailure, fds: tuple[int, ...]) -> None:
-        self._machine.dispatcher.add(Request(self, self.connection_index, content, fds))
+        self._machine.dispatcher.add(
+            Request(self, self.connection_index, wire.Message(message), tuple(fds))
+        )
 
     def disconnect(self) -> None:
         """The client is gone; the work it asked for goes on."""
@@ -194,29 +194,22 @@ class Dispatcher:
             self._finish(request, {}, None, CommandError(content.description))
             return
         members = content.value if isinstance(content.value, dict) else {}
+        arguments = members.get("arguments", {})
         try:
             name = command_of(content.value, oob_enabled=monitor.oob_enabled)
-            self._check_negotiation(monitor, name)
-            arguments = members.get("arguments", {})
+            if monitor.negotiated is (name == "qmp_capabilities"):
+                raise _negotiation_error(is_complete=monitor.negotiated)
             check_command(self._machine.config.dialect, name, arguments)
             if "exec-oob" in members and not allows_oob(self._machine.config.dialect, name):
                 raise CommandError(f"The command {name} does not support OOB")
         except CommandError as error:
             self._finish(request, members, None, error)
             return
-        self._obey(request, members, name)
+        self._obey(request, members, name, arguments)
 
-    def _check_negotiation(self, monitor: Monitor, name: str) -> None:
-        if not monitor.negotiated and name != "qmp_capabilities":
-            raise CommandError(
-                "Expecting capabilities negotiation with 'qmp_capabilities'", "CommandNotFound"
-            )
-        if monitor.negotiated and name == "qmp_capabilities":
-            raise CommandError(
-                "Capabilities negotiation is already complete, command ignored", "CommandNotFound"
-            )
-
-    def _obey(self, request: Request, members: dict[str, Any], name: str) -> None:
+    def _obey(
+        self, request: Request, members: dict[str, Any], name: str, arguments: Mapping[str, Any]
+    ) -> None:
         rule = self._rule_book.rule_for(name)
         if rule is not None and rule.die is Moment.BEFORE:
             self._machine.die("SIGKILL")
@@ -228,9 +221,7 @@ class Dispatcher:
         outcome = None if rule is None else canned_outcome(rule)
         if outcome is None:
             try:
-                outcome = self._machine.carry_out(
-                    request.monitor, name, members.get("arguments", {})
-                )
+                outcome = self._machine.carry_out(request.monitor, name, arguments)
             except CommandError as error:
                 outcome = error
             except (ConfigError, OSError) as error:
@@ -277,4 +268,13 @@ class Dispatcher:
     def _next(self) -> None:
         self._busy = False
         self._machine.command_done()
-        self._serve()
+        if self._queue:
+            self._serve()
+
+
+def _negotiation_error(*, is_complete: bool) -> CommandError:
+    if is_complete:
+        text = "Capabilities negotiation is already complete, command ignored"
+    else:
+        text = "Expecting capabilities negotiation with 'qmp_capabilities'"
+    return CommandError(text, "CommandNotFound")

@@ -43,6 +43,7 @@ class QapiSchema:
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = entries
         self._types: dict[str, Entry] = {}
+        self._kinds: dict[str, str] = {}
         # Commands that were seen to be content without arguments, as most are sent.
         self._takes_none: set[str] = set()
         self.commands: dict[str, Entry] = {}
@@ -55,6 +56,7 @@ class QapiSchema:
                     self.events[entry["name"]] = entry
                 case _:
                     self._types[entry["name"]] = entry
+                    self._kinds[entry["name"]] = _json_kind_of(entry)
 
     @classmethod
     def shipped(cls, name: str) -> QapiSchema:
@@ -70,10 +72,10 @@ class QapiSchema:
     def members_of(self, entry: Entry, value: Mapping[str, Any]) -> Iterator[Entry]:
         """Members of an object in QEMU's order; those of the variant that `value` chooses last."""
         yield from entry["members"]
-        tag = entry.get("tag")
-        if tag is not None:
+        if "tag" in entry:
+            wanted = value.get(entry["tag"])
             for variant in entry["variants"]:
-                if variant["case"] == value.get(tag):
+                if variant["case"] == wanted:
                     yield from self.members_of(self._types[variant["type"]], value)
 
     def every_member_of(self, entry: Entry) -> Iterator[Entry]:
@@ -98,7 +100,9 @@ class QapiSchema:
     def _visit_object(self, entry: Entry, value: Mapping[str, Any], path: str) -> None:
         prefix = f"{path}." if path else ""
         given_count = 0
-        for member in self.members_of(entry, value):
+        # Most have no variants, and need nothing but a look at what there is.
+        members = self.members_of(entry, value) if "tag" in entry else entry["members"]
+        for member in members:
             name = member["name"]
             if name in value:
                 given_count += 1
@@ -112,7 +116,7 @@ class QapiSchema:
 
     def _visit(self, type_name: str, value: Any, name: str, path: str) -> None:
         entry = self._types[type_name]
-        kind = _json_kind_of(entry)
+        kind = self._kinds[type_name]
         if kind == "value":
             return
         if entry["meta-type"] == "alternate":
@@ -138,14 +142,14 @@ class QapiSchema:
 
     def _alternative(self, entry: Entry, value: Any) -> str | None:
         for member in entry["members"]:
-            if _is_of_kind(value, _json_kind_of(self._types[member["type"]])):
+            if _is_of_kind(value, self._kinds[member["type"]]):
                 return str(member["type"])
         return None
 
     def _alternate_name(self, entry: Entry) -> str:
         """Introspection hides the names of types; error texts show those of alternates."""
         types = [self._types[member["type"]] for member in entry["members"]]
-        kinds = {_json_kind_of(each) for each in types}
+        kinds = {self._kinds[member["type"]] for member in entry["members"]}
         if kinds == {"string", "null"}:
             return "StrOrNull"
         if "enum" in (each["meta-type"] for each in types):
@@ -163,7 +167,7 @@ class QapiSchema:
             where: how the value is called in the texts.
         """
         entry = self._types[type_name]
-        kind = _json_kind_of(entry)
+        kind = self._kinds[type_name]
         if kind == "value":
             return
         if entry["meta-type"] == "alternate":

@@ -41,6 +41,8 @@ class RuleBook:
 
     def rule_for(self, name: str) -> CommandRule | None:
         """Count one use of a command and return the first rule that fits."""
+        if not self._rules:
+            return None
         self._counts[name] = self._counts.get(name, 0) + 1
         for rule in self._rules:
             if rule.name == name and rule.nth in (0, self._counts[name]):

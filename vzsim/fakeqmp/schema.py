@@ -24,6 +24,9 @@ class Dialect(Enum):
     UPSTREAM = "upstream"
     STORAGE_DAEMON = "storage-daemon"
 
+    # Each is there once, and looked up with every command: no call into Python.
+    __hash__ = object.__hash__
+
 
 class CommandError(Exception):
     """A command that fails: class and text of the error object."""

@@ -51,15 +51,18 @@ def as_read(value: Any) -> Any:
 
     For two ends in one process, which need no text between them.
     """
-    if type(value) in _SHARED:
-        return value
-    if isinstance(value, dict):
+    kind = type(value)
+    if kind is dict:
         return {
             name: member if type(member) in _SHARED else as_read(member)
             for name, member in value.items()
         }
-    if isinstance(value, list | tuple):
+    if kind in _SHARED:
+        return value
+    if issubclass(kind, list | tuple):
         return [as_read(element) for element in value]
+    if issubclass(kind, dict):
+        return as_read(dict(value))
     # What else can be written, such as an enumeration that is a str, is read as something plain.
     return json.loads(_ENCODER.encode(value))
 

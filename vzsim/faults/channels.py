@@ -76,19 +76,16 @@ class FaultyQmp(_FaultyClient[Qmp]):
         slow_s: how long each reply is on its way.
     """
 
-    def __init__(
-        self, plane: Plane, machine: SimulatedMachine, inner: Qmp, *, slow_s: float
-    ) -> None:
-        super().__init__(plane, machine, inner, slow_s=slow_s)
-        self._spent = False
+    # Nothing can be sent on it any more.
+    _spent = False
 
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float
     ) -> Any:
         """As the port says."""
 
-        async def act(limit_s: float = timeout_s) -> Any:
-            return await self._inner.execute(command, arguments, timeout_s=limit_s)
+        def act(limit_s: float = timeout_s) -> Awaitable[Any]:
+            return self._inner.execute(command, arguments, timeout_s=limit_s)
 
         return await self._send(command, act, timeout_s)
 
@@ -206,8 +203,8 @@ class FaultyAgent(_FaultyClient[Agent]):
     ) -> Any:
         """As the port says."""
 
-        async def act(limit_s: float = timeout_s) -> Any:
-            return await self._inner.execute(command, arguments, timeout_s=limit_s)
+        def act(limit_s: float = timeout_s) -> Awaitable[Any]:
+            return self._inner.execute(command, arguments, timeout_s=limit_s)
 
         async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
             return await self._bend(fault, command, act, timeout_s)

@@ -6,8 +6,8 @@ Wrappers around the other ports of a simulated node; see `vzsim.faults.machine` 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from vzdump_qemu.errors import ConfigError, StorageError, TargetError, VmLocked
 from vzdump_qemu.journal_ports import Reversal
 from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import VolumeFacts
+from vzsim.faults.contexts import Held
 from vzsim.faults.kinds import Family, Kind
 from vzsim.faults.machine import FaultyMachine
 from vzsim.faults.plane import Plane, length_of
@@ -111,21 +112,11 @@ class FaultyNode:
 
     def hold_global_lock(self, *, timeout_s: float) -> AbstractAsyncContextManager[None]:
         """As the port says."""
-        return self._hold_global_lock(timeout_s)
-
-    @asynccontextmanager
-    async def _hold_global_lock(self, timeout_s: float) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            self._plane.hold(stack)
-
-            async def act() -> None:
-                await stack.enter_async_context(self._inner.hold_global_lock(timeout_s=timeout_s))
-
-            try:
-                await self._call("hold_global_lock", act, error=VmLocked)
-                yield
-            finally:
-                self._plane.release(stack)
+        return Held(
+            self._plane,
+            lambda: self._inner.hold_global_lock(timeout_s=timeout_s),
+            lambda act: self._call("hold_global_lock", act, error=VmLocked),
+        )
 
 
 class FaultyJournal:
@@ -161,21 +152,10 @@ class FaultyJournals:
 
     def open(self, vmid: int) -> AbstractAsyncContextManager[FaultyJournal]:
         """As the port says."""
-        return self._open(vmid)
+        return Held(self._plane, lambda: self._inner.open(vmid), self._open)
 
-    @asynccontextmanager
-    async def _open(self, vmid: int) -> AsyncIterator[FaultyJournal]:
-        async with AsyncExitStack() as stack:
-            self._plane.hold(stack)
-
-            async def act() -> SimulatedJournal:
-                return await stack.enter_async_context(self._inner.open(vmid))
-
-            try:
-                journal = await self._call("open", act)
-                yield FaultyJournal(self._plane, journal)
-            finally:
-                self._plane.release(stack)
+    async def _open(self, act: Callable[[], Awaitable[SimulatedJournal]]) -> FaultyJournal:
+        return FaultyJournal(self._plane, await self._call("open", act))
 
     async def list_vmids(self) -> Sequence[int]:
         """As the port says."""

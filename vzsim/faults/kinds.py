@@ -79,6 +79,9 @@ class Kind(enum.Enum):
     KEY_LOST = "key-lost"  # ... and here it has none any more
     TOKEN_REVOKED = "token-revoked"
 
+    # Each is there once, and looked up often: no call into Python.
+    __hash__ = object.__hash__
+
     def __lt__(self, other: Kind) -> bool:
         return self.value < other.value
 
@@ -106,6 +109,8 @@ class Family(enum.Enum):
     PBS = "pbs"
     PBS_CONNECT = "pbs-connect"
     QUIET = "quiet"  # cannot fail by itself
+
+    __hash__ = object.__hash__  # as above
 
 
 KILLS = frozenset({Kind.KILL_TOOL, Kind.KILL_TOOL_AFTER, Kind.POWER_LOSS})

@@ -7,14 +7,15 @@ Wrappers around the ports of a simulated machine; what happens on a connection o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from vzdump_qemu.errors import AgentUnreachable, BackupError, PowerError, QmpUnreachable
 from vzdump_qemu.ports import Agent, Qmp
 from vzsim.faults.channels import FaultyAgent, FaultyQmp
+from vzsim.faults.contexts import Held, Way
 from vzsim.faults.kinds import Family, Kind
 from vzsim.faults.plane import Plane, length_of
 from vzsim.faults.script import Fault
@@ -63,47 +64,19 @@ class FaultyPower:
 _ClientT = TypeVar("_ClientT", bound=FaultyQmp | FaultyAgent)
 
 
-class _Way:
-    """The way through to one client: what the kernel closes if the tool is killed."""
-
-    def __init__(self) -> None:
-        self._context: AbstractAsyncContextManager[Any] | None = None
-
-    async def enter(self, context: AbstractAsyncContextManager[Any]) -> Any:
-        """Enter the client's context, to be left by `aclose`."""
-        client = await context.__aenter__()
-        self._context = context
-        return client
-
-    async def aclose(self) -> None:
-        """Leave it. Idempotent."""
-        context, self._context = self._context, None
-        if context is not None:
-            await context.__aexit__(None, None, None)
-
-    def pop_all(self) -> _Way:
-        """Another way that has what this one had."""
-        other = _Way()
-        other._context, self._context = self._context, None
-        return other
-
-
 class _Connection(Generic[_ClientT]):
-    """What the tool enters to get a client.
-
-    Classes and no generators, nor a stack for one thing: a run makes dozens.
-    """
+    """What the tool enters to get a client."""
 
     def __init__(
         self,
-        connect: Callable[[_Way, float], Awaitable[_ClientT]],
-        leave: Callable[[_Way, asyncio.Task[Any] | None], None],
+        connect: Callable[[Way[Any], float], Awaitable[_ClientT]],
+        leave: Callable[[Way[Any], asyncio.Task[Any] | None], None],
         timeout_s: float,
     ) -> None:
         self._connect = connect
         self._leave = leave
         self._timeout_s = timeout_s
-        self._way = _Way()
+        self._way = Way[Any]()
         self._client: _ClientT | None = None
 
     async def __aenter__(self) -> _ClientT:
@@ -149,7 +122,7 @@ class FaultyMachine:
         """As the port says."""
         return _Connection(self._open_qmp, self._leave, timeout_s)
 
-    async def _open_qmp(self, way: _Way, timeout_s: float) -> FaultyQmp:
+    async def _open_qmp(self, way: Way[Any], timeout_s: float) -> FaultyQmp:
         inner, slow_s = await self._connect(
             "qmp.connect",
             way,
@@ -163,7 +136,7 @@ class FaultyMachine:
         """As the port says."""
         return _Connection(self._open_agent, self._leave, timeout_s)
 
-    async def _open_agent(self, way: _Way, timeout_s: float) -> FaultyAgent:
+    async def _open_agent(self, way: Way[Any], timeout_s: float) -> FaultyAgent:
         inner, slow_s = await self._connect(
             "agent.connect",
             way,
@@ -176,7 +149,7 @@ class FaultyMachine:
     async def _connect(
         self,
         site: str,
-        way: _Way,
+        way: Way[Any],
         connect: Callable[[], AbstractAsyncContextManager[Any]],
         refuse: Callable[[], BackupError],
         *,
@@ -240,7 +213,7 @@ class FaultyMachine:
         finally:
             agent.rules = rules
 
-    def _leave(self, way: _Way, late: asyncio.Task[Any] | None) -> None:
+    def _leave(self, way: Way[Any], late: asyncio.Task[Any] | None) -> None:
         """A command that QEMU has not read yet keeps its connection; we are gone from it."""
         self._plane.release(way)
         if late is None or late.done():
@@ -253,21 +226,13 @@ class FaultyMachine:
 
         self._plane.spawn(close_later())
 
-    @asynccontextmanager
-    async def keep_alive(self) -> AsyncIterator[None]:
+    def keep_alive(self) -> AbstractAsyncContextManager[None]:
         """As the port says."""
-        async with AsyncExitStack() as stack:
-            self._plane.hold(stack)
+        return Held(self._plane, self._inner.keep_alive, self._keep_alive)
 
-            async def act() -> None:
-                await stack.enter_async_context(self._inner.keep_alive())
+    async def _keep_alive(self, act: Callable[[], Awaitable[None]]) -> None:
+        async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
+            text = f"simulated failure at {fault.site}#{fault.nth}"
+            return await self._plane.bend_plainly(fault, plain, PowerError(text))
 
-            async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
-                text = f"simulated failure at {fault.site}#{fault.nth}"
-                return await self._plane.bend_plainly(fault, plain, PowerError(text))
-
-            try:
-                await self._plane.call("machine.keep_alive", Family.NODE, act, bend=bend)
-                yield
-            finally:
-                self._plane.release(stack)
+        await self._plane.call("machine.keep_alive", Family.NODE, act, bend=bend)

@@ -23,8 +23,9 @@ from vzsim.world.files import PartialWrite
 _T = TypeVar("_T")
 Bend = Callable[[Fault, Callable[[], Awaitable[Any]]], Awaitable[Any]]
 # A round trip to another process takes time, or a window full of them would look instant.
-_QMP_LATENCY_S = 0.001
-_AGENT_LATENCY_S = 0.002
+_LATENCIES_S: Mapping[Family, float] = MappingProxyType(
+    {Family.QMP: 0.001, Family.QMP_BACKUP: 0.001, Family.AGENT: 0.002}
+)
 _ERRNOS: Mapping[Kind, int] = MappingProxyType(
     {
         Kind.EIO: errno.EIO,
@@ -152,10 +153,8 @@ class Plane:
                 await self._act(fault)
             else:
                 own = fault
-        if family is Family.QMP or family is Family.QMP_BACKUP:
-            await asyncio.sleep(_QMP_LATENCY_S)
-        elif family is Family.AGENT:
-            await asyncio.sleep(_AGENT_LATENCY_S)
+        if family in _LATENCIES_S:
+            await asyncio.sleep(_LATENCIES_S[family])
         try:
             if own is None or bend is None:
                 result = await act()

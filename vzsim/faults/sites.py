@@ -27,17 +27,17 @@ class Sites:
         self._family = family
         self._error = error
 
-    async def __call__(
+    def __call__(
         self,
         name: str,
         act: Callable[[], Awaitable[_T]],
         *,
         error: type[BackupError] | None = None,
         family: Family | None = None,
-    ) -> _T:
+    ) -> Awaitable[_T]:
         async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
             text = f"simulated failure at {fault.site}#{fault.nth}"
             return await self._plane.bend_plainly(fault, plain, (error or self._error)(text))
 
         site = f"{self._prefix}.{name}"
-        return await self._plane.call(site, family or self._family, act, bend=bend)
+        return self._plane.call(site, family or self._family, act, bend=bend)

@@ -12,7 +12,7 @@ import asyncio
 import random
 from asyncio import base_events
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
@@ -139,6 +139,24 @@ class SimulatedLoop(base_events.BaseEventLoop):
 
     # Every future and task asks; never, without a call into Python.
     get_debug = staticmethod(bool)
+    # Nobody asks which asynchronous generators were begun.
+    _asyncgen_firstiter_hook = staticmethod(bool)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """As asyncio says."""
+        return asyncio.Future(loop=self)
+
+    def create_task(  # type: ignore[override]
+        self,
+        coro: Generator[Any, None, _T] | Coroutine[Any, Any, _T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[_T]:
+        """As asyncio says, in one step."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        return asyncio.Task(coro, loop=self, name=name, context=context)
 
     # -- what is to be called ------------------------------------------------------------------
 
@@ -189,21 +207,22 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """Move time on if nothing is ready, then call what is; again and again until it stops."""
         ready, shuffle = self._ready, self._shuffle
         while True:
-            if shuffle is not None and len(ready) > 1:
-                _mix(ready, shuffle)
-            timers = self._timers
-            if timers and (timers[0][2]._cancelled or len(timers) > _TIMER_COUNT_UNTIDY):
-                self._drop_cancelled_timers()
             self._iteration_count += 1
             if self._iteration_count > ITERATION_COUNT_MAX:
                 raise Deadlock(f"no end after {ITERATION_COUNT_MAX} steps: tasks run in circles")
-            if not ready and not self._stopping:
+            if ready:
+                if shuffle is not None and len(ready) > 1:
+                    _mix(ready, shuffle)
+            elif not self._stopping:
                 self._jump()
             timers, due_s = self._timers, self._now_s + self._clock_resolution
             while timers and timers[0][0] < due_s:
                 timer = heappop(timers)[2]
                 timer._scheduled = False  # type: ignore[attr-defined]
-                ready.append(timer)
+                if timer._cancelled:
+                    self._timer_cancelled_count -= 1
+                else:
+                    ready.append(timer)
             # What these calls make ready is for the next step.
             for _ in range(len(ready)):
                 handle = ready.popleft()
@@ -225,19 +244,27 @@ class SimulatedLoop(base_events.BaseEventLoop):
 
     def _jump(self) -> None:
         """Move time on to the next timer, or tell that nothing moves."""
-        if self._timers and self._timers[0][0] > self._now_s:
+        timers = self._tidy_timers()
+        if timers and timers[0][0] > self._now_s:
             for look in self._observers:
                 look()
             # They may have asked for an earlier call, or for none at this instant.
-            if self._timers and self._timers[0][2]._cancelled:
-                self._drop_cancelled_timers()
-        if not self._timers:
+            if timers[0][2]._cancelled:
+                timers = self._tidy_timers()
+        if not timers:
             waiting = sorted(task.get_name() for task in asyncio.all_tasks(self))
             raise Deadlock(f"nothing can happen any more; waiting: {', '.join(waiting)}")
-        wait_s = self._timers[0][0] - self._now_s
+        wait_s = timers[0][0] - self._now_s
         if wait_s > 0:
-            self._now_ns += max(1, round(wait_s * NS_PER_S))
+            self._now_ns += round(wait_s * NS_PER_S) or 1
             self._now_s = self._now_ns / NS_PER_S
+
+    def _tidy_timers(self) -> list[tuple[float, int, asyncio.TimerHandle]]:
+        """The timers, with one on top that still holds."""
+        timers = self._timers
+        if timers and (timers[0][2]._cancelled or len(timers) > _TIMER_COUNT_UNTIDY):
+            self._drop_cancelled_timers()
+        return self._timers
 
     def _drop_cancelled_timers(self) -> None:
         timers = self._timers

@@ -29,6 +29,7 @@ from vzsim.fakeqmp.agent import Agent as AgentMachine
 from vzsim.fakeqmp.monitor import Monitor
 
 EVENT_COUNT_MAX = 10_000
+_SYNC = b'{"execute": "guest-sync-delimited", "arguments": {"id": %d}}\n'
 # Connecting to a socket is never instant: another client may come first.
 CONNECT_S = 0.0005
 
@@ -39,7 +40,9 @@ class MemoryQmp:
     def __init__(self, monitor: Monitor, duplicate_fd: Callable[[int], int]) -> None:
         self._monitor = monitor
         self._duplicate_fd = duplicate_fd
-        self._replies: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
+        # What was asked, with who waits for the reply, if anybody has to.
+        self._asked: dict[int, asyncio.Future[Mapping[str, Any]] | None] = {}
+        self._answers: dict[int, Mapping[str, Any]] = {}
         self._listeners: list[tuple[frozenset[str], deque[QmpEvent], asyncio.Event]] = []
         self._next_id = 0
         self._closed = False
@@ -56,10 +59,38 @@ class MemoryQmp:
             self._monitor.disconnect()
 
     async def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float,
+        fds: tuple[int, ...] = (),
     ) -> Any:
-        """As the port says."""
-        return await self._execute(command, arguments, (), timeout_s)
+        """As the port says.
+
+        Args:
+            fds: descriptors that go along and become QEMU's.
+        """
+        if self._closed:
+            raise QmpClosed("client closed connection")
+        self._next_id += 1
+        asked_id = self._next_id
+        message: dict[str, Any] = {"execute": command, "id": asked_id}
+        if arguments:
+            message["arguments"] = wire.as_read(dict(arguments))
+        self._asked[asked_id] = None
+        self._monitor.take(message, fds)
+        # Most commands are carried out at once; no time passes.
+        answer = self._answers.pop(asked_id, None)
+        if answer is None:
+            answer = await self._wait_for(asked_id, timeout_s)
+        if "error" in answer:
+            raise QmpCommandError(
+                command=command,
+                error_class=answer["error"]["class"],
+                description=answer["error"]["desc"],
+            )
+        return answer["return"]
 
     async def execute_with_fd(
         self, command: str, arguments: Mapping[str, Any], fd: int, *, timeout_s: float
@@ -67,7 +98,8 @@ class MemoryQmp:
         """As the port says; QEMU gets a descriptor of its own."""
         if self._closed:
             raise QmpClosed("client closed connection")
-        return await self._execute(command, arguments, (self._duplicate_fd(fd),), timeout_s)
+        fds = (self._duplicate_fd(fd),)
+        return await self.execute(command, arguments, timeout_s=timeout_s, fds=fds)
 
     @asynccontextmanager
     async def events(self, *names: str) -> AsyncIterator[AsyncIterator[QmpEvent]]:
@@ -90,39 +122,13 @@ class MemoryQmp:
         finally:
             self._listeners.remove(entry)
 
-    async def _execute(
-        self,
-        command: str,
-        arguments: Mapping[str, Any] | None,
-        fds: tuple[int, ...],
-        timeout_s: float,
-    ) -> Any:
+    async def _wait_for(self, asked_id: int, timeout_s: float) -> Mapping[str, Any]:
         if self._closed:
             raise QmpClosed("client closed connection")
-        self._next_id += 1
-        message: dict[str, Any] = {"execute": command, "id": self._next_id}
-        if arguments:
-            message["arguments"] = wire.as_read(dict(arguments))
-        reply: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
-        self._replies[self._next_id] = reply
-        self._monitor.take(message, fds)
-        if reply.done():
-            # Most commands are carried out at once; no time passes.
-            answer = reply.result()
-        else:
-            answer = await self._wait_for(reply, timeout_s)
-        if "error" in answer:
-            raise QmpCommandError(
-                command=command,
-                error_class=answer["error"]["class"],
-                description=answer["error"]["desc"],
-            )
-        return answer["return"]
-
-    async def _wait_for(
-        self, reply: asyncio.Future[Mapping[str, Any]], timeout_s: float
-    ) -> Mapping[str, Any]:
-        timer = asyncio.get_running_loop().call_later(timeout_s, _give_up, reply)
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Mapping[str, Any]] = loop.create_future()
+        self._asked[asked_id] = reply
+        timer = loop.call_later(timeout_s, _give_up, reply)
         try:
             return await reply
         except TimeoutError as error:
@@ -136,8 +142,13 @@ class MemoryQmp:
         if "event" in message:
             self._take_event(message["event"], message)
             return
-        reply = self._replies.pop(message.get("id", -1), None)
-        if reply is not None and not reply.done():
+        asked_id = message.get("id")
+        if asked_id not in self._asked:
+            return
+        reply = self._asked.pop(asked_id)
+        if reply is None:
+            self._answers[asked_id] = wire.as_read(message)
+        elif not reply.done():
             reply.set_result(wire.as_read(message))
 
     def _take_event(self, name: str, message: Mapping[str, Any]) -> None:
@@ -151,10 +162,10 @@ class MemoryQmp:
 
     def _hung_up(self) -> None:
         self._closed = True
-        for reply in self._replies.values():
-            if not reply.done():
+        for reply in self._asked.values():
+            if reply is not None and not reply.done():
                 reply.set_exception(QmpClosed("client closed connection"))
-        self._replies.clear()
+        self._asked.clear()
         for _, _, ready in self._listeners:
             ready.set()
 
@@ -202,7 +213,7 @@ class MemoryAgent:
             message: dict[str, Any] = {"execute": command}
             if arguments:
                 message["arguments"] = dict(arguments)
-            self._send(message)
+            self._send(wire.encode(message, line_end=b"\n"))
             answer = json.loads(await self._line(deadline_s))
         except TimeoutError as error:
             raise AgentTimeout("got timeout") from error
@@ -214,17 +225,17 @@ class MemoryAgent:
 
     async def _sync(self, deadline_s: float) -> None:
         sync_id = self._sync_ids()
-        self._send({"execute": "guest-sync-delimited", "arguments": {"id": sync_id}})
+        self._send(_SYNC % sync_id)
         while True:
             line = await self._line(deadline_s)
             at = line.rfind(b"\xff")
             if at >= 0 and json.loads(line[at + 1 :]).get("return") == sync_id:
                 return
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, line: bytes) -> None:
         if self._closed:
             raise AgentTimeout("client closed connection")
-        self._machine.receive(wire.encode(message, line_end=b"\n"))
+        self._machine.receive(line)
 
     async def _line(self, deadline_s: float) -> bytes:
         """The next line. Raises TimeoutError if it has to be waited for too long."""
@@ -234,8 +245,9 @@ class MemoryAgent:
             self._arrived.clear()
             async with asyncio.timeout_at(deadline_s):
                 await self._arrived.wait()
-        line, _, rest = bytes(self._buffer).partition(b"\n")
-        self._buffer = bytearray(rest)
+        end = self._buffer.index(b"\n")
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
         return line
 
     def _take(self, data: bytes) -> None:
@@ -254,10 +266,11 @@ class OneClient:
         self._lock = asyncio.Lock()
         self._waiting_count = 0
 
-    async def enter(self, timeout_s: float, refusal: Exception) -> None:
-        """Wait for one's turn, bounded; raise `refusal` otherwise."""
+    async def enter(self, timeout_s: float, refuse: Callable[[], Exception]) -> None:
+        """Wait for one's turn, bounded; raise what `refuse` makes otherwise."""
         await asyncio.sleep(CONNECT_S)
-        if not self._is_contended:
+        # A turn may have to be waited for: one that was told to go on may not have yet.
+        if not (self._waiting_count or self._lock.locked()):
             await self._lock.acquire()
             return
         self._waiting_count += 1
@@ -265,14 +278,9 @@ class OneClient:
             async with asyncio.timeout(timeout_s):
                 await self._lock.acquire()
         except TimeoutError as error:
-            raise refusal from error
+            raise refuse() from error
         finally:
             self._waiting_count -= 1
-
-    @property
-    def _is_contended(self) -> bool:
-        """Whether a turn may have to be waited for: one that was told to go on may not have yet."""
-        return self._lock.locked() or self._waiting_count > 0
 
     def leave(self) -> None:
         """It is the next one's turn."""
@@ -292,15 +300,20 @@ class Connection(Generic[_ClientT]):
     """One turn of one client, as a context: opened once it is its turn, in the end closed."""
 
     def __init__(
-        self, client: _ClientT, turn: OneClient, *, timeout_s: float, refusal: Exception
+        self,
+        client: _ClientT,
+        turn: OneClient,
+        *,
+        timeout_s: float,
+        refuse: Callable[[], Exception],
     ) -> None:
         self._client = client
         self._turn = turn
         self._timeout_s = timeout_s
-        self._refusal = refusal
+        self._refuse = refuse
 
     async def __aenter__(self) -> _ClientT:
-        await self._turn.enter(self._timeout_s, self._refusal)
+        await self._turn.enter(self._timeout_s, self._refuse)
         try:
             await self._client.open(self._timeout_s)
         except BaseException:
@@ -324,15 +337,23 @@ def open_qmp(
     duplicate_fd: Callable[[int], int],
 ) -> Connection[MemoryQmp]:
     """Connect to a monitor and negotiate."""
-    refusal = QmpUnreachable("no greeting from the monitor: another client may hold it")
     client = MemoryQmp(monitor, duplicate_fd)
-    return Connection(client, turn, timeout_s=timeout_s, refusal=refusal)
+    return Connection(
+        client,
+        turn,
+        timeout_s=timeout_s,
+        refuse=lambda: QmpUnreachable("no greeting from the monitor: another client may hold it"),
+    )
 
 
 def open_agent(
     machine: AgentMachine, turn: OneClient, *, timeout_s: float, sync_ids: Callable[[], int]
 ) -> Connection[MemoryAgent]:
     """Connect to an agent and synchronise."""
-    refusal = AgentUnreachable("another client holds the agent's channel")
     client = MemoryAgent(machine, sync_ids)
-    return Connection(client, turn, timeout_s=timeout_s, refusal=refusal)
+    return Connection(
+        client,
+        turn,
+        timeout_s=timeout_s,
+        refuse=lambda: AgentUnreachable("another client holds the agent's channel"),
+    )

@@ -38,6 +38,8 @@ _Change = Mapping[str, _Entry | None]
 """Names and what they stand for from now on, together or not at all; None: nothing."""
 
 
+# More than there can be in memory.
+_BOUNDLESS_BYTES = 1 << 50
 # Nothing below is on a disk at all.
 _IN_MEMORY = ("/run/", "/var/run/")
 
@@ -49,14 +51,15 @@ class PartialWrite(OSError):
 class SimulatedFiles:
     """One file system. Directories are sets of names; paths are absolute and normal."""
 
-    def __init__(self, capacity_bytes: int = 1 << 50) -> None:
+    def __init__(self, capacity_bytes: int = _BOUNDLESS_BYTES) -> None:
         self.capacity_bytes = capacity_bytes
         self.fault: FaultHook = lambda operation, path: None
         self.files: dict[str, SimulatedFile] = {}
         self.directories: set[str] = {"/"}
         # As the names would be read after a power loss, and what is not sure to be among them.
         self._durable: dict[str, _Entry] = {"/": _Other.DIRECTORY}
-        self._unsynced: list[_Change] = []
+        # Each with the directories of its names.
+        self._unsynced: list[tuple[frozenset[str], _Change]] = []
 
     def make_directories(self, path: str) -> None:
         """As ``mkdir -p``; durable at once (the world at the start)."""
@@ -73,7 +76,7 @@ class SimulatedFiles:
         if path in self.directories or path in self.files:
             raise OSError(errno.EEXIST, "File exists", path)
         self.directories.add(path)
-        self._unsynced.append({path: _Other.DIRECTORY})
+        self._change({path: _Other.DIRECTORY})
 
     def create(self, path: str) -> SimulatedFile:
         """A new, empty file; the directory must exist."""
@@ -83,7 +86,7 @@ class SimulatedFiles:
         if path in self.files:
             raise OSError(errno.EEXIST, "File exists", path)
         self.files[path] = SimulatedFile()
-        self._unsynced.append({path: self.files[path]})
+        self._change({path: self.files[path]})
         return self.files[path]
 
     def used_bytes(self) -> int:
@@ -97,7 +100,8 @@ class SimulatedFiles:
         except PartialWrite:
             self.files[path].content += data[: len(data) // 2]
             raise
-        if self.used_bytes() + len(data) > self.capacity_bytes:
+        has_bound = self.capacity_bytes < _BOUNDLESS_BYTES
+        if has_bound and self.used_bytes() + len(data) > self.capacity_bytes:
             raise OSError(errno.ENOSPC, "No space left on device", path)
         self.files[path].content += data
 
@@ -123,11 +127,12 @@ class SimulatedFiles:
         """Make the names in one directory durable."""
         self.fault("fsync-directory", path)
         kept = []
-        for change in self._unsynced:
-            if any(posixpath.dirname(name) == path for name in change):
+        for noted in self._unsynced:
+            directories, change = noted
+            if path in directories:
                 self._make_durable(change)
             else:
-                kept.append(change)
+                kept.append(noted)
         self._unsynced = kept
 
     def rename(self, old: str, new: str) -> None:
@@ -136,7 +141,7 @@ class SimulatedFiles:
         if new in self.files:
             raise OSError(errno.EEXIST, "File exists", new)
         self.files[new] = self.files.pop(old)
-        self._unsynced.append({old: None, new: self.files[new]})
+        self._change({old: None, new: self.files[new]})
 
     def unlink(self, path: str) -> None:
         """Remove a name; a missing one is ENOENT."""
@@ -144,7 +149,7 @@ class SimulatedFiles:
         if path not in self.files:
             raise OSError(errno.ENOENT, "No such file or directory", path)
         del self.files[path]
-        self._unsynced.append({path: None})
+        self._change({path: None})
 
     def remove_tree(self, path: str) -> None:
         """Remove a directory with all it holds; a missing one is no error."""
@@ -155,13 +160,14 @@ class SimulatedFiles:
             del self.files[name]
         gone = {name for name in self.directories if name == path or name.startswith(inside)}
         self.directories -= gone
-        self._unsynced += [{name: None} for name in (*files, *sorted(gone, reverse=True))]
+        for name in (*files, *sorted(gone, reverse=True)):
+            self._change({name: None})
 
     # -- power ---------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Everything is durable: it has been there for long."""
-        for change in self._unsynced:
+        for _, change in self._unsynced:
             self._make_durable(change)
         self._unsynced.clear()
         for file in self.files.values():
@@ -177,7 +183,7 @@ class SimulatedFiles:
         """What is durable is left, and of the rest whatever chance says."""
         in_order = stream.random() < 0.5
         kept_count = stream.randint(0, len(self._unsynced))
-        for index, change in enumerate(self._unsynced):
+        for index, (_, change) in enumerate(self._unsynced):
             # A file system with a journal keeps the changes of names in their order.
             if index < kept_count if in_order else stream.random() < 0.5:
                 self._make_durable(change)
@@ -202,6 +208,9 @@ class SimulatedFiles:
             if name not in self.directories:
                 return False
         return True
+
+    def _change(self, change: _Change) -> None:
+        self._unsynced.append((frozenset(map(posixpath.dirname, change)), change))
 
     def _make_durable(self, change: _Change) -> None:
         for name, entry in change.items():

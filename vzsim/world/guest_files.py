@@ -90,11 +90,12 @@ def page_count(disk_bytes: int) -> int:
 
 # One guest after the other asks for the same few.
 @lru_cache(maxsize=_MEMO_COUNT)
-def page_offset(disk_bytes: int, page_index: int) -> int:
-    """Where a page lies: they are spread from the journal's end to the end of the disk."""
+def page_offsets(disk_bytes: int) -> tuple[int, ...]:
+    """Where the pages lie: they are spread from the journal's end to the end of the disk."""
     room_bytes = disk_bytes - PAGE_BYTES - _PAGES_OFFSET
-    spread = room_bytes * page_index // (page_count(disk_bytes) - 1)
-    return _PAGES_OFFSET + spread // _SECTOR_BYTES * _SECTOR_BYTES
+    count = page_count(disk_bytes)
+    spreads = (room_bytes * index // (count - 1) for index in range(count))
+    return tuple(_PAGES_OFFSET + spread // _SECTOR_BYTES * _SECTOR_BYTES for spread in spreads)
 
 
 def record_offset(seq: int) -> int:
@@ -129,8 +130,10 @@ def encode_record(record: Record, disk_index: int) -> bytes:
     """A record for `record_offset` of its transaction."""
     version = record.version
     head = _RECORD.pack(_RECORD_MAGIC, disk_index, len(record.pages), version.mount, version.seq)
-    parts = [_INDEX.pack(index) + page for index, page in record.pages.items()]
-    return _summed(head + b"".join(parts))
+    parts = [head]
+    for index, page in record.pages.items():
+        parts += _INDEX.pack(index), page
+    return _summed(b"".join(parts))
 
 
 def _part(image: Bytes, offset_bytes: int, length_bytes: int) -> bytes:
@@ -150,14 +153,9 @@ def decode_superblock(image: Bytes) -> Superblock | None:
     return Superblock(checkpoint_seq=checkpoint_seq, is_clean=is_clean)
 
 
-def decode_page(image: Bytes, disk_index: int, page_index: int) -> Version | None:
-    """Which write a page holds, or None if it is not one whole write of this very page."""
-    offset = page_offset(len(image), page_index)
-    return _read_page(_part(image, offset, PAGE_BYTES), (disk_index, page_index))
-
-
 def _read_page(data: bytes, key: PageKey) -> Version | None:
-    *_, mount, seq = _PAGE.unpack_from(data)
+    """Which write a page holds, or None if it is not one whole write of this very page."""
+    _, _, _, mount, seq = _PAGE.unpack_from(data)
     version = Version(seq, mount)
     return version if data == encode_page(version, key) else None
 
@@ -197,8 +195,9 @@ def replay(images: Sequence[Bytes]) -> Replay:
             redone.update({(disk_index, at): page for at, page in record.pages.items()})
     pages: dict[PageKey, Version | None] = {}
     for disk_index, image in enumerate(images):
-        for page_index in range(page_count(len(image))):
-            pages[disk_index, page_index] = decode_page(image, disk_index, page_index)
+        for page_index, offset_bytes in enumerate(page_offsets(len(image))):
+            key = disk_index, page_index
+            pages[key] = _read_page(_part(image, offset_bytes, PAGE_BYTES), key)
     pages.update({key: _read_page(data, key) for key, data in redone.items()})
     all_clean = all(block.is_clean for block in whole)
     faults = _contradictions(whole, pages, last_seq)

@@ -23,9 +23,6 @@ class Watcher(Protocol):
     def command_came(self, name: str, arguments: Mapping[str, Any]) -> None:
         """A command is about to be carried out."""
 
-    def command_ended(self, name: str, outcome: Any) -> None:
-        """It was carried out with this value (or is pending)."""
-
     def event_was_sent(self, name: str, data: Mapping[str, Any]) -> None:
         """QEMU says something by itself."""
 
@@ -61,12 +58,9 @@ class WatchedQemu(Machine):
 
     def carry_out(self, monitor: Monitor, name: str, arguments: Mapping[str, Any]) -> Any:
         """As the machine does."""
-        if self._watcher is None:
-            return super().carry_out(monitor, name, arguments)
-        self._watcher.command_came(name, arguments)
-        outcome = super().carry_out(monitor, name, arguments)
-        self._watcher.command_ended(name, outcome)
-        return outcome
+        if self._watcher is not None:
+            self._watcher.command_came(name, arguments)
+        return super().carry_out(monitor, name, arguments)
 
     def emit(self, name: str, data: dict[str, Any] | None = None) -> None:
         """As the machine does."""

@@ -14,7 +14,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from vzsim.fakeqmp.disks import Disk, content_of
 from vzsim.world import guest_files
@@ -70,15 +70,8 @@ class _Phase(enum.Enum):
     QUIET = enum.auto()  # frozen, or about to be switched off
 
 
-class _CachedWrite(NamedTuple):
-    disk_index: int
-    offset_bytes: int
-    data: bytes
-
-
-def _page_offsets(size_bytes: int) -> list[int]:
-    count = guest_files.page_count(size_bytes)
-    return [guest_files.page_offset(size_bytes, at) for at in range(count)]
+_CachedWrite = tuple[int, int, bytes]
+"""Index of the disk, offset in bytes, what to write there."""
 
 
 class GuestWriter:
@@ -102,7 +95,7 @@ class GuestWriter:
                 if guest_files.page_count(images[path].size_bytes)
             ]
         # Where the pages of each disk lie.
-        self._offsets = [_page_offsets(disk.size_bytes) for _, disk in self._disks]
+        self._offsets = [guest_files.page_offsets(disk.size_bytes) for _, disk in self._disks]
         self._phase = _Phase.DOWN
         self._boot_count = self._mount_count = 0
         self._cache: list[_CachedWrite] = []
@@ -139,6 +132,7 @@ class GuestWriter:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._turn)
 
     def _turn(self) -> None:
+        self._timer = None
         process = self._machine.living
         self._notice_boot()
         if process is not None and process.control.is_running:
@@ -151,8 +145,9 @@ class GuestWriter:
     def _work(self) -> None:
         if not self._cache:
             self._flushed()
+        now_s = asyncio.get_running_loop().time()
         for _ in range(1 + int(self._stream.random() * _BURST_COUNT_MAX)):
-            if not self._cache or not self._write_one():
+            if not self._cache or not self._write_one(now_s):
                 return
 
     # -- what happens to the guest -------------------------------------------------------------
@@ -207,8 +202,9 @@ class GuestWriter:
 
     def _notice_boot(self) -> None:
         """Another QEMU than last time: the one before took its requests with it."""
-        if self._boot_count != self._machine.boot_count:
-            self._boot_count = self._machine.boot_count
+        boot_count = self._machine.boot_count
+        if self._boot_count != boot_count:
+            self._boot_count = boot_count
             self.record.pending_since_s = None
             self.restarts()
 
@@ -222,8 +218,8 @@ class GuestWriter:
                 disk.write(offset, guest_files.encode_page(version, key))
                 self._versions[key] = [version]
         self._queue_superblocks(is_clean=True)
-        for entry in self._cache:
-            self._disks[entry.disk_index][1].write(entry.offset_bytes, entry.data)
+        for disk_index, offset_bytes, data in self._cache:
+            self._disks[disk_index][1].write(offset_bytes, data)
         self._cache.clear()
 
     def _flushed(self) -> None:
@@ -272,28 +268,29 @@ class GuestWriter:
         self._begun_seq += 1
         version = Version(self._begun_seq, self._mount_count)
         offset = guest_files.record_offset(version.seq)
+        chance = self._stream.random
         for disk_index, offsets in enumerate(self._offsets):
             pages = {}
-            for _ in range(1 + int(self._stream.random() * guest_files.PAGES_PER_RECORD_MAX)):
+            for _ in range(1 + int(chance() * guest_files.PAGES_PER_RECORD_MAX)):
                 # Perhaps the same one twice: then it is one.
-                at = int(self._stream.random() * len(offsets))
+                at = int(chance() * len(offsets))
                 pages[at] = guest_files.encode_page(version, (disk_index, at))
             for at, data in pages.items():
                 self._versions[disk_index, at].append(version)
-                self._due.append(_CachedWrite(disk_index, offsets[at], data))
-            data = guest_files.encode_record(Record(version=version, pages=pages), disk_index)
-            self._cache.append(_CachedWrite(disk_index, offset, data))
+                self._due.append((disk_index, offsets[at], data))
+            data = guest_files.encode_record(Record(version, pages), disk_index)
+            self._cache.append((disk_index, offset, data))
         if self._begun_seq % _SUPERBLOCK_EVERY == 0:
             self._queue_superblocks(is_clean=False)
 
     def _page_write(self, disk_index: int, page_index: int, data: bytes) -> _CachedWrite:
-        return _CachedWrite(disk_index, self._offsets[disk_index][page_index], data)
+        return disk_index, self._offsets[disk_index][page_index], data
 
     def _queue_superblocks(self, *, is_clean: bool) -> None:
         block = Superblock(checkpoint_seq=self._settled_seq, is_clean=is_clean)
         for index in range(len(self._disks)):
             data = guest_files.encode_superblock(block, index, len(self._disks))
-            self._cache.append(_CachedWrite(index, 0, data))
+            self._cache.append((index, 0, data))
 
     # -- the volatile cache --------------------------------------------------------------------
 
@@ -301,23 +298,23 @@ class GuestWriter:
         """Flush; False if a write is held back."""
         if self.record.pending_since_s is not None:
             return False
+        now_s = asyncio.get_running_loop().time()
         while self._cache:
-            if not self._write_one():
+            if not self._write_one(now_s):
                 return False
         return True
 
-    def _write_one(self) -> bool:
+    def _write_one(self, now_s: float) -> bool:
         """Hand any one write of the cache to the device; False if it does not end at once."""
         entry = self._cache.pop(int(self._stream.random() * len(self._cache)))
+        disk_index, offset_bytes, data = entry
         record = self.record
-        record.pending_since_s = began_s = asyncio.get_running_loop().time()
+        record.pending_since_s = now_s
         failed_before = record.failed_count
-        self._machine.process.requests.submit(
-            self._disks[entry.disk_index][0],
-            entry.offset_bytes,
-            entry.data,
-            partial(self._ended, entry, began_s, (self._boot_count, self._mount_count)),
-        )
+        begun_in = self._boot_count, self._mount_count
+        ended = partial(self._ended, entry, now_s, begun_in)
+        device_id = self._disks[disk_index][0]
+        self._machine.process.requests.submit(device_id, offset_bytes, data, ended)
         return record.pending_since_s is None and record.failed_count == failed_before
 
     def _ended(
@@ -331,7 +328,8 @@ class GuestWriter:
         record = self.record
         record.pending_since_s = None
         record.ended_count += 1
-        record.longest_s = max(record.longest_s, lasted_s)
+        if lasted_s > record.longest_s:
+            record.longest_s = lasted_s
         if errno_code:
             record.failed_count += 1
             if mount_count == self._mount_count and self._phase is not _Phase.DOWN:

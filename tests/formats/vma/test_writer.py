@@ -171,6 +171,19 @@ def test_writer_with_254_devices_is_readable() -> None:
     assert len(disks) == len(reader.check.tallies()) == 254
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 128, 129, 255, 256])
+def test_writer_with_any_number_of_configurations_is_readable(count: int) -> None:
+    configs = [ConfigBlob(name=f"c{i}", data=b"x") for i in range(count)]
+    writer = VmaWriter(UUID, 0, configs, [device(512, "d", 254)])
+    reader = VmaReader()
+    reader.feed(writer.header_bytes())
+    assert reader.next_event() is not None
+    header = reader.check.header
+    assert header is not None
+    assert [config.name for config in header.configs] == [config.name for config in configs]
+    assert [row.vma_dev_id for row in header.devices] == [254]
+
+
 def test_writer_finish_with_missing_cluster_is_refused() -> None:
     writer = VmaWriter(UUID, 0, [], [device(4 * CLUSTER)])
     writer.add_clusters(1, 0, b"x" * CLUSTER)

@@ -25,13 +25,14 @@ def chunk_digest(content: layout.Buffer, key: EncryptionKey | None = None) -> by
 def zero_chunk_digest(
     key: EncryptionKey | None = None, *, chunk_bytes: int = layout.CHUNK_BYTES
 ) -> bytes:
-    """Digest of a whole chunk of zeroes. With a key it costs as much as any: ask once."""
-    return _plain_zero_digest(chunk_bytes) if key is None else chunk_digest(bytes(chunk_bytes), key)
+    """Digest of a whole chunk of zeroes."""
+    state = _zero_state(chunk_bytes).copy()
+    return state.digest() if key is None else key.end_chunk_digest(state)
 
 
 @cache
-def _plain_zero_digest(chunk_bytes: int) -> bytes:
-    return chunk_digest(bytes(chunk_bytes))
+def _zero_state(chunk_bytes: int) -> hashlib._Hash:
+    return hashlib.sha256(bytes(chunk_bytes))
 
 
 def parse_digest(text: str) -> bytes:

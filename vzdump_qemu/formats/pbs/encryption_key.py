@@ -63,7 +63,10 @@ class EncryptionKey:
 
     def chunk_digest(self, content: layout.Buffer) -> bytes:
         """Digest of a chunk that is to be encrypted: of the content and a secret of the key."""
-        state = hashlib.sha256(content)
+        return self.end_chunk_digest(hashlib.sha256(content))
+
+    def end_chunk_digest(self, state: hashlib._Hash) -> bytes:
+        """As `chunk_digest`, of a content that was hashed before: SHA-256 of that and no more."""
         state.update(self._id_key)
         return state.digest()
 

@@ -2,7 +2,8 @@
 
 Owns the two places where `h2` handles the data of requests and replies byte by byte: frames that
 come in, each of which it puts together, copies and renders for a log that is off; and frames that
-go out, each of which it joins to all that waits. Protocol, credit and headers stay the library's.
+go out, each of which it joins to all that waits. Protocol and credit stay the library's; how
+headers are written is `h2_headers`'s.
 No input or output. Source: PBS formats, section 3; RFC 9113, sections 4.1 and 6.1.
 """
 
@@ -16,8 +17,9 @@ import h2.config
 import h2.connection
 import h2.exceptions
 import h2.frame_buffer
-from hyperframe.frame import DataFrame, Frame
+from hyperframe.frame import DataFrame, Frame, HeadersFrame
 
+from vzdump_qemu.formats.pbs.h2_headers import PlainEncoder
 from vzdump_qemu.formats.pbs.layout import Buffer
 from vzdump_qemu.units import KIB
 
@@ -26,10 +28,14 @@ _PREFACE_BYTES: Final = 24
 _HEADER: Final = struct.Struct(">HBBBL")
 _HEADER_BYTES: Final = 9
 _DATA: Final = 0x0
+_HEADERS: Final = 0x1
 _CONTINUED_TYPES: Final = frozenset({0x1, 0x5, 0x9})
 _END_STREAM: Final = 0x1
 _END_HEADERS: Final = 0x4
 _PADDED: Final = 0x8
+_PRIORITY: Final = 0x20
+# What most frames have, and nothing that changes how the rest is read.
+_PLAIN_FLAGS: Final = {"END_STREAM": _END_STREAM, "END_HEADERS": _END_HEADERS}
 # Below this a copy is cheaper than a buffer of its own.
 _COPIED_BYTES_MAX: Final = 4 * KIB
 
@@ -84,12 +90,7 @@ class BulkFrames(h2.frame_buffer.FrameBuffer):
         self._rest = view
 
     def __next__(self) -> Frame:
-        while (frame := self._step()) is None:
-            pass
-        return frame
-
-    def _step(self) -> Frame | None:
-        """One step on: a whole frame, or None; StopIteration where nothing is left."""
+        """The next whole frame; StopIteration where nothing is left."""
         if self._data_frame is not None:
             return self._gather_data(self._data_frame)
         self._gather(_HEADER_BYTES)
@@ -102,12 +103,17 @@ class BulkFrames(h2.frame_buffer.FrameBuffer):
         if kind == _DATA and not flags & _PADDED and stream_id & 0x7FFFFFFF:
             if self._is_in_headers:
                 raise h2.exceptions.ProtocolError("Invalid frame during header block.")
-            self._begin_data(flags, stream_id & 0x7FFFFFFF, length_bytes)
-            return None
+            self._begun.clear()
+            self._data_frame = _data_frame(flags, stream_id & 0x7FFFFFFF, length_bytes)
+            self._data_bytes_missing = length_bytes
+            return self._gather_data(self._data_frame)
         self._gather(_HEADER_BYTES + length_bytes)
+        whole, self._begun = self._begun, bytearray()
+        is_plain = flags & (_END_HEADERS | _PADDED | _PRIORITY) == _END_HEADERS
+        if kind == _HEADERS and is_plain and stream_id & 0x7FFFFFFF and not self._is_in_headers:
+            return _headers_frame(flags, stream_id & 0x7FFFFFFF, bytes(whole[_HEADER_BYTES:]))
         if kind in _CONTINUED_TYPES:
             self._is_in_headers = not flags & _END_HEADERS
-        whole, self._begun = self._begun, bytearray()
         super().add_data(whole)
         frame = super().__next__()
         if isinstance(frame, DataFrame) and frame.data:
@@ -121,18 +127,6 @@ class BulkFrames(h2.frame_buffer.FrameBuffer):
             self._rest = self._rest[missing_bytes:]
             if len(self._begun) < wanted_bytes:
                 raise StopIteration
-
-    def _begin_data(self, flags: int, stream_id: int, length_bytes: int) -> None:
-        self._begun.clear()
-        frame = DataFrame(stream_id)
-        frame.parse_flags(flags)
-        elsewhere: Any = _Elsewhere(length_bytes)
-        frame.data = elsewhere
-        frame.body_len = length_bytes
-        # Rendering costs as much as hashing the data; nothing but the log asks for it.
-        frame.__dict__["_body_repr"] = str
-        self._data_frame = frame
-        self._data_bytes_missing = length_bytes
 
     def _gather_data(self, frame: DataFrame) -> Frame:
         if piece := self._rest[: self._data_bytes_missing]:
@@ -154,6 +148,7 @@ class BulkConnection(h2.connection.H2Connection):
     def __init__(self, config: h2.config.H2Configuration, take_data: TakeData) -> None:
         super().__init__(config)
         self.incoming_buffer = BulkFrames(take_data, server=not config.client_side)
+        self.encoder = PlainEncoder()
         self._buffers: list[Buffer] = []
 
     def buffers_to_send(self) -> list[Buffer]:
@@ -172,18 +167,56 @@ class BulkConnection(h2.connection.H2Connection):
 
     def _prepare_for_sending(self, frames: list[Frame]) -> None:
         for frame in frames:
-            if isinstance(frame, DataFrame) and isinstance(frame.data, _Elsewhere):
-                self._buffers_end()
-                self._buffers += (_data_header(frame), frame.data.buffer)
-            else:
+            parts = _plain_parts(frame)
+            if parts is None:
                 super()._prepare_for_sending([frame])
+                continue
+            header, data = parts
+            if isinstance(data, _Elsewhere):
+                self._buffers_end()
+                self._buffers += (header, data.buffer)
+            else:
+                self._data_to_send += header
+                self._data_to_send += data
 
     def _buffers_end(self) -> None:
         if data := self.data_to_send():
             self._buffers.append(data)
 
 
-def _data_header(frame: DataFrame) -> bytes:
+def _data_frame(flags: int, stream_id: int, length_bytes: int) -> DataFrame:
+    frame = DataFrame(stream_id)
+    frame.parse_flags(flags)
+    elsewhere: Any = _Elsewhere(length_bytes)
+    frame.data = elsewhere
+    frame.body_len = length_bytes
+    _leave_unrendered(frame)
+    return frame
+
+
+def _headers_frame(flags: int, stream_id: int, block: bytes) -> HeadersFrame:
+    frame = HeadersFrame(stream_id)
+    frame.parse_flags(flags)
+    frame.data = block
+    frame.body_len = len(block)
+    _leave_unrendered(frame)
+    return frame
+
+
+def _leave_unrendered(frame: Frame) -> None:
+    """Rendering costs as much as hashing the data; nothing but the log asks for it."""
+    frame.__dict__["_body_repr"] = str
+
+
+def _plain_parts(frame: Frame) -> tuple[bytes, Any] | None:
+    """Header and data of a frame of which nothing else has to be made; None for all others."""
+    if not isinstance(frame, DataFrame | HeadersFrame):
+        return None
+    bits = 0
+    for name in frame.flags:
+        if name not in _PLAIN_FLAGS:
+            return None
+        bits |= _PLAIN_FLAGS[name]
     length_bytes = len(frame.data)
-    flags = _END_STREAM if "END_STREAM" in frame.flags else 0
-    return _HEADER.pack(length_bytes >> 8, length_bytes & 0xFF, _DATA, flags, frame.stream_id)
+    size = (length_bytes >> 8, length_bytes & 0xFF)
+    return _HEADER.pack(*size, frame.type, bits, frame.stream_id), frame.data

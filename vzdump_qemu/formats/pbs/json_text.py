@@ -58,28 +58,15 @@ def check_depth(value: object, *, what: str) -> None:
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
     """The one rendering of a value that is signed: sorted keys, no white space."""
-    return _dump(value, separators=(",", ":")).encode()
+    try:
+        return json.dumps(
+            value, separators=(",", ":"), sort_keys=True, ensure_ascii=False, allow_nan=False
+        ).encode()
+    except ValueError as error:
+        raise PbsCorrupt(f"JSON cannot hold this: {error}") from error
 
 
 def indented_json(value: Mapping[str, Any]) -> bytes:
     """The rendering of a manifest: sorted keys, two spaces."""
-    return _dump(value, indent=2).encode()
-
-
-def _dump(
-    value: Mapping[str, Any],
-    *,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-) -> str:
-    try:
-        return json.dumps(
-            value,
-            indent=indent,
-            separators=separators,
-            sort_keys=True,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-    except ValueError as error:
-        raise PbsCorrupt(f"JSON cannot hold this: {error}") from error
+    # In two steps, as the standard library indents in Python alone.
+    return msgspec.json.format(canonical_json(value), indent=2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from vzdump_qemu.errors import PbsError
@@ -67,6 +68,8 @@ def check_datastore(name: str) -> str:
     return name
 
 
+# Asked for every entry of every manifest, of a few names.
+@lru_cache(maxsize=64)
 def file_kind(name: str) -> FileKind:
     """What a file of that name holds.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Final
 
 from vzdump_qemu.errors import PbsError
@@ -24,13 +25,15 @@ _ANY_TEXT = re.compile(
 )
 
 
+# The same few times are part of every path that a backup has.
+@lru_cache(maxsize=64)
 def render_utc(time_s: int) -> str:
     """Seconds since the epoch as ``2023-11-14T22:13:20Z``.
 
     Raises:
         PbsError: before 1970 or after 9999.
     """
-    return f"{_moment(time_s):%Y-%m-%dT%H:%M:%S}Z"
+    return f"{_moment(time_s).replace(tzinfo=None).isoformat()}Z"
 
 
 def render_local(time_s: int, *, utc_offset_s: int = 0) -> str:
@@ -51,6 +54,7 @@ def render_local(time_s: int, *, utc_offset_s: int = 0) -> str:
     return local.isoformat()
 
 
+@lru_cache(maxsize=64)
 def parse_utc(text: str) -> int:
     """Seconds since the epoch of a text of `render_utc`.
 

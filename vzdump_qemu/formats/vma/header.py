@@ -101,16 +101,14 @@ def encode_header(
     _check_devices_to_write(devices)
     check_names(configs, devices)
     strings = _Strings()
-    name_pointers = [0] * layout.CONFIG_SLOT_COUNT
-    data_pointers = [0] * layout.CONFIG_SLOT_COUNT
-    for slot_index, config in enumerate(configs):
-        name_pointers[slot_index] = strings.append(config.name.encode() + b"\0")
-        data_pointers[slot_index] = strings.append(config.data)
-    table = bytearray(layout.DEVICE_SLOT_COUNT * layout.DEVICE_STRUCT.size)
-    for device in sorted(devices, key=lambda device: device.vma_dev_id):
-        pointer = strings.append(device.name.encode() + b"\0")
-        at = device.vma_dev_id * layout.DEVICE_STRUCT.size
-        layout.DEVICE_STRUCT.pack_into(table, at, pointer, device.size_bytes)
+    slots = [
+        (strings.append(config.name.encode() + b"\0"), strings.append(config.data))
+        for config in configs
+    ]
+    rows = [
+        (device.vma_dev_id, strings.append(device.name.encode() + b"\0"), device.size_bytes)
+        for device in sorted(devices, key=lambda device: device.vma_dev_id)
+    ]
     header_bytes = layout.FIXED_HEADER_BYTES + strings.reserved_bytes
     if header_bytes > layout.WRITTEN_HEADER_BYTES_MAX:
         raise VmaError(
@@ -122,9 +120,13 @@ def encode_header(
         header, 0, layout.MAGIC, layout.VERSION, uuid, ctime_s, bytes(layout.MD5_BYTES),
         layout.FIXED_HEADER_BYTES, len(strings.buffer), header_bytes,
     )  # fmt: skip
-    layout.POINTER_TABLE_STRUCT.pack_into(header, layout.CONFIG_NAMES_OFFSET, *name_pointers)
-    layout.POINTER_TABLE_STRUCT.pack_into(header, layout.CONFIG_DATA_OFFSET, *data_pointers)
-    header[layout.DEVICE_TABLE_OFFSET : layout.FIXED_HEADER_BYTES] = table
+    for slot_index, (name_pointer, data_pointer) in enumerate(slots):
+        at = slot_index * layout.POINTER_STRUCT.size
+        layout.POINTER_STRUCT.pack_into(header, layout.CONFIG_NAMES_OFFSET + at, name_pointer)
+        layout.POINTER_STRUCT.pack_into(header, layout.CONFIG_DATA_OFFSET + at, data_pointer)
+    for vma_dev_id, pointer, size_bytes in rows:
+        at = layout.DEVICE_TABLE_OFFSET + vma_dev_id * layout.DEVICE_STRUCT.size
+        layout.DEVICE_STRUCT.pack_into(header, at, pointer, size_bytes)
     strings_end = layout.FIXED_HEADER_BYTES + len(strings.buffer)
     header[layout.FIXED_HEADER_BYTES : strings_end] = strings.buffer
     digest = md5_digest(header)
@@ -173,14 +175,14 @@ def decode_header(raw: bytes) -> VmaHeader:
         raise VmaError(
             f"wrong vma blob buffer size {strings_offset}/{strings_bytes}", offset_bytes=52
         )
-    name_pointers = layout.POINTER_TABLE_STRUCT.unpack_from(raw, layout.CONFIG_NAMES_OFFSET)
-    data_pointers = layout.POINTER_TABLE_STRUCT.unpack_from(raw, layout.CONFIG_DATA_OFFSET)
+    name_pointers = _config_pointers(raw, layout.CONFIG_NAMES_OFFSET)
+    data_pointers = _config_pointers(raw, layout.CONFIG_DATA_OFFSET)
     rows = _device_rows(raw)
     strings = _resolve(
         memoryview(raw)[strings_offset : strings_offset + strings_bytes],
         {*name_pointers, *data_pointers, *(pointer for _, pointer, _ in rows)},
     )
-    configs = _decode_configs(zip(name_pointers, data_pointers, strict=True), strings)
+    configs = _decode_configs(zip(name_pointers, data_pointers, strict=False), strings)
     devices = _decode_devices(rows, strings)
     if not configs and not devices:
         raise VmaError("vma contains neither a configuration nor a device")
@@ -283,11 +285,23 @@ class _Strings:
         return pointer
 
 
+def _config_pointers(raw: bytes, offset: int) -> tuple[int, ...]:
+    """One table of pointers at least up to its last used slot: one is used if it is so in both."""
+    table = _without_blank_rows(raw[offset : offset + layout.POINTER_TABLE_BYTES])
+    return tuple(pointer for (pointer,) in layout.POINTER_STRUCT.iter_unpack(table))
+
+
+def _without_blank_rows(table: bytes) -> bytes:
+    """Halve a table of 256 rows as often as that loses only zeroes: nearly all is unused."""
+    row_bytes = len(table) // 256
+    while len(table) > row_bytes and table.endswith(bytes(len(table) // 2)):
+        table = table[: len(table) // 2]
+    return table
+
+
 def _device_rows(raw: bytes) -> list[tuple[int, int, int]]:
     """Rows (number, name pointer, size) of the device table; numbers 0 and 255 are ignored."""
-    # Nearly all of the table is unused, and unused rows are zeroes.
-    table = raw[layout.DEVICE_TABLE_OFFSET : layout.FIXED_HEADER_BYTES].rstrip(b"\0")
-    table = table.ljust(round_up(len(table), layout.DEVICE_STRUCT.size), b"\0")
+    table = _without_blank_rows(raw[layout.DEVICE_TABLE_OFFSET : layout.FIXED_HEADER_BYTES])
     rows = layout.DEVICE_STRUCT.iter_unpack(table)
     return [
         (vma_dev_id, pointer, size_bytes)

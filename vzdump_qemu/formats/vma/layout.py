@@ -49,7 +49,8 @@ SLOTS_OFFSET: Final = 40
 
 # magic, version, uuid, ctime, md5, blob_buffer_offset, blob_buffer_size, header_size
 HEADER_STRUCT: Final = struct.Struct(">4sI16sq16sIII")
-POINTER_TABLE_STRUCT: Final = struct.Struct(">256I")
+POINTER_STRUCT: Final = struct.Struct(">I")
+POINTER_TABLE_BYTES: Final = CONFIG_SLOT_COUNT * POINTER_STRUCT.size
 # name pointer, size
 DEVICE_STRUCT: Final = struct.Struct(">I4xQ16x")
 # magic, reserved, block_count, uuid, md5
@@ -57,8 +58,8 @@ EXTENT_STRUCT: Final = struct.Struct(">4sHH16s16s")
 LENGTH_STRUCT: Final = struct.Struct("<H")
 
 assert HEADER_STRUCT.size == 60
-assert CONFIG_NAMES_OFFSET + POINTER_TABLE_STRUCT.size == CONFIG_DATA_OFFSET
-assert CONFIG_DATA_OFFSET + POINTER_TABLE_STRUCT.size == DEVICE_TABLE_OFFSET - 4
+assert CONFIG_NAMES_OFFSET + POINTER_TABLE_BYTES == CONFIG_DATA_OFFSET
+assert CONFIG_DATA_OFFSET + POINTER_TABLE_BYTES == DEVICE_TABLE_OFFSET - 4
 assert DEVICE_STRUCT.size == 32
 assert DEVICE_TABLE_OFFSET + DEVICE_SLOT_COUNT * DEVICE_STRUCT.size == FIXED_HEADER_BYTES
 assert EXTENT_STRUCT.size == SLOTS_OFFSET

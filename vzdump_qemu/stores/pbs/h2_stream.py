@@ -226,8 +226,9 @@ class H2Client:
 
     async def _send_body(self, stream_id: int, exchange: _Exchange, body: Sequence[Buffer]) -> None:
         views = [view for one in body if len(view := memoryview(one).cast("B"))]
-        if body and not views:
-            views = [memoryview(b"")]
+        if len(views) != 1 and sum(map(len, views)) <= _JOINED_BYTES_MAX:
+            # One frame costs more than copying so little; an empty body is one too.
+            views = [memoryview(b"".join(views))] if body else []
         for number, view in enumerate(views, start=1):
             while not exchange.reply.done():
                 count = await self._wait_for_credit(stream_id, exchange, len(view))
@@ -390,6 +391,8 @@ def _make_connection(take_data: TakeData) -> BulkConnection:
             # Ours are written as they must be; only a server's are checked.
             validate_outbound_headers=False,
             normalize_outbound_headers=False,
+            # It would join cookies, at which nobody looks.
+            normalize_inbound_headers=False,
         ),
         take_data,
     )

@@ -10,8 +10,9 @@ import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from vzdump_qemu.errors import PbsError, PbsUnreachable
 from vzdump_qemu.units import KIB, MIB
@@ -67,10 +68,17 @@ def join_target(path: str, query: Sequence[tuple[str, str]], *, bytes_max: int) 
     Raises:
         PbsError: longer than that.
     """
-    target = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
+    pairs = "&".join([f"{_quote(name)}={_quote(value)}" for name, value in query])
+    target = f"{path}?{pairs}" if pairs else path
     if len(target) > bytes_max:
         raise PbsError(f"request of {len(target)} bytes is longer than servers take")
     return target
+
+
+# Names and most values are those of the request before.
+@lru_cache(maxsize=128)
+def _quote(text: str) -> str:
+    return quote(text, safe="")
 
 
 async def send_request(writer: asyncio.StreamWriter, request: Http1Request, *, host: str) -> None:
