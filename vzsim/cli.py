@@ -135,18 +135,22 @@ def explore(
             stop_early=stop_early,
         )
         click.echo(render_heading(options))
-        tally = explore_all(options, _telling_every_minute())
+        tally = explore_all(options, _telling_progress())
     except (ConfigError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(render_tally(tally), nl=False)
     sys.exit(1 if tally.violations else 0)
 
 
-def _telling_every_minute() -> Callable[[Tally], None]:
-    told_s = 0.0
+def _telling_progress() -> Callable[[Tally], None]:
+    """Every violation when it is found, and every minute how far it is."""
+    told_s, told_count = 0.0, 0
 
     def tell(tally: Tally) -> None:
-        nonlocal told_s
+        nonlocal told_s, told_count
+        for token, text in tally.violations[told_count:]:
+            click.echo(f"violation: {text}: {token.render()}", err=True)
+        told_count = len(tally.violations)
         if tally.real_s - told_s >= 60:
             told_s = tally.real_s
             text = f"{tally.real_s:.0f} s: {tally.run_count} runs, "

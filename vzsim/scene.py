@@ -444,10 +444,12 @@ class Scene:
             no_shutdown=True,
             shutdown_s=abs(scenario.shutdown_s),
         )
-        if was_odd or scenario.state == "stopped" or self._lacks_a_disk():
+        # Of one that was migrated the guest runs elsewhere.
+        is_off = scenario.state in ("stopped", "postmigrate")
+        if was_odd or is_off or self._lacks_a_disk():
             machine.end_process()
         if machine.run_state is None:
-            if scenario.state in ("stopped", "postmigrate"):
+            if is_off:
                 return
             machine.boot(RunState.RUNNING)
         process = machine.process

@@ -12,9 +12,9 @@ from vzsim.checkers import Violation, judge
 from vzsim.event_log import Lane
 from vzsim.evidence import RECOVERY_PREFIX, Ending, Evidence, Observed
 from vzsim.faults import Fault, FaultScript, Kind, Plane
-from vzsim.faults.hooks import FaultyHooks
-from vzsim.faults.host import FaultyClock, FaultyCommands, FaultyJournals, FaultyNode
+from vzsim.faults.host import FaultyClock, FaultyJournals, FaultyNode
 from vzsim.faults.packer import FaultyPacker
+from vzsim.faults.programs import FaultyCommands, FaultyHooks
 from vzsim.faults.store import FaultyStore, watch_files
 from vzsim.kernel import Chance, SimulatedLoop
 from vzsim.scenario import Scenario

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.engine.world import World
 from vzdump_qemu import events
 from vzdump_qemu.engine.freeze import FREEZE_ANSWER_S
+from vzdump_qemu.engine.run_state import GuestLook, look_at_guest
 from vzdump_qemu.events import Consistency
+from vzdump_qemu.units import NS_PER_S
+from vzsim.fakeqmp.run_state import RunState
 from vzsim.fakeqmp.script import AgentRules, CommandRule, Script
 
 
@@ -35,6 +40,42 @@ def test_guest_that_powered_off_inside_the_window_is_not_waited_for(world: World
     assert not world.told_of(events.UndoFailed)
     window_s = result.freeze_window_s
     assert window_s is not None and window_s < 10
+
+
+def test_guest_that_falls_asleep_inside_the_window_is_not_waited_for(world: World) -> None:
+    def fall_asleep(event: events.Event) -> None:
+        world.told.append(event)
+        if isinstance(event, events.JobStartIssued):
+            world.machine.process.control.guest_suspends()
+        if isinstance(event, events.JobAccepted):
+            window_ended_s.append(world.clock.now_ns() / NS_PER_S)
+
+    window_ended_s: list[float] = []
+    world._emit = fall_asleep  # type: ignore[method-assign]
+    result = world.run()
+    assert result is not None and result.error is None
+    assert [failed.what for failed in world.told_of(events.UndoFailed)] == ["thaw the guest"]
+    assert window_ended_s[0] < 10
+
+
+@pytest.mark.parametrize(
+    ("run_state", "look"),
+    [
+        (RunState.RUNNING, GuestLook.RUNS),
+        (RunState.PAUSED, GuestLook.HALTED),
+        (RunState.SUSPENDED, GuestLook.HALTED),
+        (RunState.GUEST_PANICKED, GuestLook.HALTED),
+        (RunState.IO_ERROR, GuestLook.HALTED),
+    ],
+)
+def test_guest_that_does_not_run_is_expected_to_answer_nothing(
+    world: World, run_state: RunState, look: GuestLook
+) -> None:
+    async def look_then(world: World) -> None:
+        world.machine.process.control.enter(run_state)
+        assert await look_at_guest(world.machine, timeout_s=5) is look
+
+    world.play(look_then)
 
 
 def test_agent_that_forgot_the_freeze_it_carried_out_is_asked_for_the_status_soon(

@@ -56,6 +56,11 @@ from vzsim.token import Token
             "thaw-fails-long/100008686/node.hold_global_lock#1:error-after,"
             "power-loss@files.fsync#1,guest-panics@backup#1",
         ),
+        (
+            "a migrated VM that somebody started by force here is ended again when all is healed",
+            "postmigrate/200048087/force-start@recovery.journals.open#1,"
+            "power-loss@node.set_vm_lock#1,kill-tool-after@journal.note#2",
+        ),
     ],
 )
 def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:

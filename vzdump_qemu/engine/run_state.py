@@ -17,6 +17,11 @@ from vzdump_qemu.ports import Machine, Qmp, QmpEvent
 CONNECT_TIMEOUT_S = 60.0
 STATUS_TIMEOUT_S = 60.0
 PAUSED_STATES = frozenset({"paused", "prelaunch"})
+# What sleeps or failed is nobody's pause, but answers as little.
+_STILL_STATES = PAUSED_STATES | {
+    *("suspended", "guest-panicked", "internal-error", "io-error", "watchdog", "debug"),
+    "postmigrate",
+}
 
 
 class GuestLook(enum.Enum):
@@ -29,7 +34,7 @@ class GuestLook(enum.Enum):
 
 
 HALT_EVENTS: Mapping[str, GuestLook] = MappingProxyType(
-    {"SHUTDOWN": GuestLook.OFF, "STOP": GuestLook.HALTED}
+    {"SHUTDOWN": GuestLook.OFF, "STOP": GuestLook.HALTED, "SUSPEND": GuestLook.HALTED}
 )
 
 
@@ -56,7 +61,7 @@ async def look_at_guest(machine: Machine, *, timeout_s: float) -> GuestLook:
         return GuestLook.CANNOT_TELL
     if run_state == "shutdown":
         return GuestLook.OFF
-    return GuestLook.HALTED if run_state in PAUSED_STATES else GuestLook.RUNS
+    return GuestLook.HALTED if run_state in _STILL_STATES else GuestLook.RUNS
 
 
 async def wait_for_silence(halts: AsyncIterator[QmpEvent] | None) -> GuestLook:

@@ -16,10 +16,8 @@ from vzsim.batch.planes import Planes
 from vzsim.batch.system import BatchPorts
 from vzsim.batch.world import BatchWorld
 from vzsim.faults import Plane
-from vzsim.faults.hooks import FaultyHooks
 from vzsim.faults.host import (
     FaultyClock,
-    FaultyCommands,
     FaultyJournal,
     FaultyJournals,
     FaultyNode,
@@ -27,6 +25,7 @@ from vzsim.faults.host import (
 )
 from vzsim.faults.machine import FaultyMachine
 from vzsim.faults.packer import FaultyPacker, FaultyTransfer
+from vzsim.faults.programs import FaultyCommands, FaultyHooks
 from vzsim.faults.store import FaultyIntake, FaultyStore, family_of_file
 from vzsim.scene import Scene, vm_of_path
 from vzsim.world.clock import SimulatedIds

@@ -1,28 +1,26 @@
-"""Fault sites of the host: configurations, locks, storages, journals, programs, time.
+"""Fault sites of the host: configurations, locks, storages, journals, time.
 
-Wrappers around the other ports of a simulated node; see `vzsim.faults.machine` for the VM's own.
+Wrappers around the other ports of a simulated node; see `vzsim.faults.machine` for the VM's own,
+`vzsim.faults.programs` for what is run.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any
 
 from vzdump_qemu.errors import ConfigError, StorageError, TargetError, VmLocked
 from vzdump_qemu.journal_ports import Reversal
 from vzdump_qemu.pbs_target import PbsTarget
 from vzdump_qemu.ports import VolumeFacts
 from vzsim.faults.contexts import Held
-from vzsim.faults.kinds import Family, Kind
+from vzsim.faults.kinds import Family
 from vzsim.faults.machine import FaultyMachine
-from vzsim.faults.plane import Plane, length_of
-from vzsim.faults.script import Fault
+from vzsim.faults.plane import Plane
 from vzsim.faults.sites import Sites
 from vzsim.world.clock import SimulatedClock
-from vzsim.world.commands import SimulatedCommands
 from vzsim.world.journal import SimulatedJournal, SimulatedJournals
 from vzsim.world.node import SimulatedNode, SimulatedStorages
 
@@ -160,42 +158,6 @@ class FaultyJournals:
     async def list_vmids(self) -> Sequence[int]:
         """As the port says."""
         return await self._call("list_vmids", self._inner.list_vmids)
-
-
-class FaultyCommands:
-    """The `CommandRunner` port."""
-
-    def __init__(self, plane: Plane, inner: SimulatedCommands) -> None:
-        self._plane = plane
-        self._inner = inner
-
-    def find(self, program: str) -> str | None:
-        """As the port says."""
-        return self._inner.find(program)
-
-    async def run(
-        self,
-        argv: Sequence[str],
-        *,
-        pass_fds: Sequence[int] = (),
-        environment: Mapping[str, str] | None = None,
-    ) -> tuple[int, Sequence[str]]:
-        """As the port says."""
-
-        async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
-            match fault.kind:
-                case Kind.EXITS:
-                    return 1, (f"simulated failure at {fault.site}#{fault.nth}",)
-                case Kind.KILLED:
-                    return -9, ()
-                case _:
-                    await self._plane.wait(length_of(fault))
-                    return await plain()
-
-        async def act() -> tuple[int, Sequence[str]]:
-            return await self._inner.run(argv, pass_fds=pass_fds, environment=environment)
-
-        return await self._plane.call("commands.run", Family.COMMAND, act, bend=bend)
 
 
 class FaultyClock:

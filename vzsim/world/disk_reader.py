@@ -5,11 +5,32 @@ The `DiskReader` port in memory; nothing blocks. How fast disks are read is the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vzdump_qemu.disk_ports import DiskOrigin, Extent, ExtentKind
 from vzdump_qemu.errors import DiskReadError
 from vzsim.world.packer import SimulatedPacker
+
+
+def list_extents(
+    changed: Iterable[tuple[int, int]] | None, offset_bytes: int, end_bytes: int
+) -> Sequence[Extent]:
+    """What a range holds of changed pieces, each a begin and a length in order; None for all."""
+    if changed is None:
+        return [Extent(offset_bytes, end_bytes - offset_bytes, ExtentKind.DATA)]
+    found: list[Extent] = []
+    at = offset_bytes
+    for begin, count in changed:
+        begin, stop = max(begin, at), min(begin + count, end_bytes)
+        if begin >= stop:
+            continue
+        if begin > at:
+            found.append(Extent(at, begin - at, ExtentKind.UNCHANGED))
+        found.append(Extent(begin, stop - begin, ExtentKind.DATA))
+        at = stop
+    if at < end_bytes:
+        found.append(Extent(at, end_bytes - at, ExtentKind.UNCHANGED))
+    return found
 
 
 class SimulatedDiskReader:
@@ -26,21 +47,7 @@ class SimulatedDiskReader:
     def extents(self, offset_bytes: int, length_bytes: int) -> Sequence[Extent]:
         """As the port says; everything changed that no bitmap is given for."""
         end = min(offset_bytes + length_bytes, self.size_bytes)
-        if self._changed is None:
-            return [Extent(offset_bytes, end - offset_bytes, ExtentKind.DATA)]
-        found: list[Extent] = []
-        at = offset_bytes
-        for begin, count in self._changed:
-            begin, stop = max(begin, at), min(begin + count, end)
-            if begin >= stop:
-                continue
-            if begin > at:
-                found.append(Extent(at, begin - at, ExtentKind.UNCHANGED))
-            found.append(Extent(begin, stop - begin, ExtentKind.DATA))
-            at = stop
-        if at < end:
-            found.append(Extent(at, end - at, ExtentKind.UNCHANGED))
-        return found
+        return list_extents(self._changed, offset_bytes, end)
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """As the port says."""

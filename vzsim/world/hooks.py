@@ -1,6 +1,6 @@
 """The operator's hook script of a simulated node, as the `CommandRunner` port.
 
-Owns what is remembered of its calls; how a call goes wrong is `vzsim.faults.hooks`'. The script
+Owns what is remembered of its calls; how a call goes wrong is `vzsim.faults.programs`'. The script
 itself says a line and succeeds. Source: host behaviour, section 2.4.
 """
 

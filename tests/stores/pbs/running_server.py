@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from vzdump_qemu.disk_ports import DiskOrigin, DiskReader, Extent, ExtentKind
+from vzdump_qemu.disk_ports import DiskOrigin, DiskReader, Extent
 from vzdump_qemu.formats.pbs import (
     BackupGroup,
     BackupRef,
@@ -41,6 +41,7 @@ from vzsim.fakepbs import (
     PbsListener,
     PbsSurroundings,
 )
+from vzsim.world.disk_reader import list_extents
 
 GROUP = BackupGroup(backup_type=BackupType.VM, backup_id="100")
 FIRST_TIME_S = 1_700_000_000
@@ -130,22 +131,10 @@ class PatternDisk:
         return len(self._content)
 
     def extents(self, offset_bytes: int, length_bytes: int) -> Sequence[Extent]:
+        changed = self._changed
+        pieces = None if changed is None else [(begin, stop - begin) for begin, stop in changed]
         end = min(offset_bytes + length_bytes, len(self._content))
-        if self._changed is None:
-            return [Extent(offset_bytes, end - offset_bytes, ExtentKind.DATA)]
-        found: list[Extent] = []
-        at = offset_bytes
-        for begin, stop in self._changed:
-            begin, stop = max(begin, at), min(stop, end)
-            if begin >= stop:
-                continue
-            if begin > at:
-                found.append(Extent(at, begin - at, ExtentKind.UNCHANGED))
-            found.append(Extent(begin, stop - begin, ExtentKind.DATA))
-            at = stop
-        if at < end:
-            found.append(Extent(at, end - at, ExtentKind.UNCHANGED))
-        return found
+        return list_extents(pieces, offset_bytes, end)
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         buffer[:] = self._content[offset_bytes : offset_bytes + len(buffer)]

@@ -1,6 +1,7 @@
-"""Fault sites of the operator's hook script: each phase is a site, ``hook.backup-start``.
+"""Fault sites of what is run: programs, and the operator's hook script.
 
-A wrapper around the `CommandRunner` port that calls the script, and nothing else.
+Two wrappers around the `CommandRunner` port, one for each. A script's phases are sites of their
+own, as ``hook.backup-start``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,41 @@ from typing import Any
 from vzsim.faults.kinds import Family, Kind
 from vzsim.faults.plane import Plane, length_of
 from vzsim.faults.script import Fault
+from vzsim.world.commands import SimulatedCommands
 from vzsim.world.hooks import HookEnd, HookSeen, SimulatedHooks
 
 
+class FaultyCommands:
+    """The `CommandRunner` port for programs."""
+
+    def __init__(self, plane: Plane, inner: SimulatedCommands) -> None:
+        self._plane = plane
+        self._inner = inner
+
+    def find(self, program: str) -> str | None:
+        """As the port says."""
+        return self._inner.find(program)
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> tuple[int, Sequence[str]]:
+        """As the port says."""
+
+        async def bend(fault: Fault, plain: Callable[[], Awaitable[Any]]) -> Any:
+            return await _bend(self._plane, fault, plain)
+
+        async def act() -> tuple[int, Sequence[str]]:
+            return await self._inner.run(argv, pass_fds=pass_fds, environment=environment)
+
+        return await self._plane.call("commands.run", Family.COMMAND, act, bend=bend)
+
+
 class FaultyHooks:
-    """The `CommandRunner` port.
+    """The `CommandRunner` port for the script, and nothing else.
 
     Args:
         plane_of: of the VM that a call is about; 0 for the whole job.
