@@ -32,11 +32,16 @@ def render_timeline(token: Token, report: Report) -> str:
 
 
 def render_verdict(report: Report) -> list[str]:
-    """How each attempt ended, and what was violated."""
+    """How each attempt ended, which faults never came, and what was violated."""
     names = ("with faults", "after healing")
     lines = [
         f"{names[evidence.attempt_index]:14}{evidence.ending.value} {evidence.error}".rstrip()
         for evidence in report.evidences
+    ]
+    lines += [
+        f"never came: {fault.render()}"
+        for fault in report.script.faults
+        if fault not in report.triggered
     ]
     if not report.violations:
         return [*lines, "no violation"]

@@ -49,6 +49,13 @@ def test_replay_verb_prints_what_happened_in_order(tmp_path: Path) -> None:
     assert {"frozen", "fault", "time"} <= balance.marks
 
 
+def test_fault_that_never_came_is_told() -> None:
+    word = "snapshot-running/1/agent.thaw#1:error,kill-tool@archive.publish#1"
+    result = CliRunner().invoke(main, ["replay", word])
+    told = [line for line in result.output.splitlines() if line.startswith("never came")]
+    assert told == ["never came: kill-tool@archive.publish#1"]
+
+
 def test_raw_log_is_the_bare_event_log() -> None:
     result = CliRunner().invoke(main, ["replay", TOKEN, "--raw"])
     lanes = {line.split(" ")[1] for line in result.output.splitlines()}
