@@ -61,6 +61,10 @@ from vzsim.token import Token
             "postmigrate/200048087/force-start@recovery.journals.open#1,"
             "power-loss@node.set_vm_lock#1,kill-tool-after@journal.note#2",
         ),
+        (
+            "a descriptor on its way to QEMU is gone with the connection that was given up",
+            "batch-storage-limit/200078257/vm103/getfd#1:stall+4s,cancel-tool@vm102/agent.thaw#1",
+        ),
     ],
 )
 def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:

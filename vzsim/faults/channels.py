@@ -98,7 +98,11 @@ class FaultyQmp(_FaultyClient[Qmp]):
         async def act(limit_s: float = timeout_s) -> Any:
             return await self._inner.execute_with_fd(command, arguments, fd, timeout_s=limit_s)
 
+        was_read = False
+
         async def act_late(limit_s: float = timeout_s) -> Any:
+            nonlocal was_read
+            was_read = True
             try:
                 return await self._inner.execute_with_fd(command, arguments, own, timeout_s=limit_s)
             finally:
@@ -107,7 +111,11 @@ class FaultyQmp(_FaultyClient[Qmp]):
         if not self._plane.is_due(command, Kind.STALL):
             return await self._send(command, act, timeout_s)
         own = descriptors.duplicate(fd)
-        return await self._send(command, act_late, timeout_s)
+        try:
+            return await self._send(command, act_late, timeout_s)
+        finally:
+            if not was_read and self.late is None:  # nobody waits for it any more
+                descriptors.close(own)
 
     @asynccontextmanager
     async def events(self, *names: str) -> AsyncIterator[AsyncIterator[QmpEvent]]:
