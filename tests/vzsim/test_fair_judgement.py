@@ -65,6 +65,11 @@ from vzsim.token import Token
             "a descriptor on its way to QEMU is gone with the connection that was given up",
             "batch-storage-limit/200078257/vm103/getfd#1:stall+4s,cancel-tool@vm102/agent.thaw#1",
         ),
+        (
+            "another's freeze ends with the guest that an operator stopped and started again",
+            "frozen-before/200117570/files.unlink#1:eio,stop-vm@agent.status#1,"
+            "force-start@backup#1",
+        ),
     ],
 )
 def test_run_with_nothing_to_blame_is_not_blamed(cause: str, text: str) -> None:
