@@ -76,6 +76,8 @@ class Observed:
     # Acts of others that the tool has to live with.
     operator_paused: bool = False
     operator_started: bool = False
+    # ... from off: whatever the guest was before, it is no longer.
+    was_booted: bool = False
     guest_went_off: bool = False
     # ... while a job of ours had fixed its point in time already.
     went_off_in_job: bool = False

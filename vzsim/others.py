@@ -148,7 +148,7 @@ class Others:
             self._spawn(self._continue())
         elif not scene.node.lock_of(scene.machine.vmid):  # a locked VM is not started anew
             scene.machine.boot(RunState.RUNNING)
-            scene.observed.operator_started = True
+            scene.observed.operator_started = scene.observed.was_booted = True
 
     def _resume(self, length_s: float) -> None:
         if self._scene.machine.run_state is not None:
@@ -167,9 +167,10 @@ class Others:
             node.configs[vmid] = node.configs[vmid].replace(b"lock: backup\n", b"", 1)
 
     def _start_by_force(self, length_s: float) -> None:
+        observed = self._scene.observed
         if self._scene.machine.run_state is None:
             self._scene.machine.boot(RunState.RUNNING)
-            self._scene.observed.operator_started = True
+            observed.operator_started = observed.was_booted = True
 
     async def _continue(self) -> None:
         """An operator needs the monitor too, and waits for whoever has it."""

@@ -35,7 +35,7 @@ def check(evidence: Evidence) -> list[str]:
     if lock and evidence.rest.foreign_lock != lock and not is_cleared:
         found.append(f"another operation's lock '{lock}' is gone")
     seen = evidence.observed
-    was_reset = seen.guest_woke or seen.operator_started or evidence.met(Kind.GUEST_RESETS)
+    was_reset = seen.guest_woke or seen.was_booted or evidence.met(Kind.GUEST_RESETS)
     stays_up = evidence.rest.run_state == "running" and not was_reset
     if evidence.scenario.is_frozen and stays_up and not evidence.rest.is_frozen:
         found.append("somebody else's freeze was thawed")
